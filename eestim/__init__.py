@@ -1,0 +1,36 @@
+"""Estimating equations for statistics and language models.
+
+One way for every estimate: an equation supplies psi and its derivative, a solver
+finds the root, a covariance rule gives its variance, and everything reported is a
+function of these::
+
+    fit = ee.estimate(ee.ols("y ~ x", data), covariance=ee.Clustered("firm"))
+    fit.interval()
+"""
+
+from eestim import models
+from eestim.covariance import HC, OPG, ModelBased
+from eestim.equations import equation
+from eestim.estimation import Estimate, estimate
+from eestim.models import glm, mean, ols
+from eestim.storage import load
+from eestim.weights import Frequency, Importance, Sampling
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HC",
+    "OPG",
+    "Estimate",
+    "Frequency",
+    "Importance",
+    "ModelBased",
+    "Sampling",
+    "equation",
+    "estimate",
+    "glm",
+    "load",
+    "mean",
+    "models",
+    "ols",
+]

@@ -1,0 +1,7 @@
+"""Covariance rules: small frozen values, ``(equation, root) -> Covariance``."""
+
+from eestim.covariance.base import Covariance, CovarianceRule, sandwich
+from eestim.covariance.hc import HC
+from eestim.covariance.model_based import OPG, ModelBased
+
+__all__ = ["HC", "OPG", "Covariance", "CovarianceRule", "ModelBased", "sandwich"]

@@ -1,0 +1,277 @@
+"""Design matrices from formulas, with calls limited to an allow-list."""
+
+import ast
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from eestim._arrays import IntVector, Matrix, Vector, check_finite, show_rows
+from eestim.errors import DataError
+
+__all__ = ["ALLOWED_CALLS", "FormulaDesign", "design_from_formula", "new_design"]
+
+# Formulaic's own transforms; NumPy functions are allowed as np.<name>.
+ALLOWED_CALLS = frozenset(
+    {
+        *("C", "I", "Q", "bs", "cs", "cc", "cr", "center", "scale", "standardize"),
+        *("poly", "lag", "hashed", "log", "log2", "log10", "exp", "exp2", "exp10"),
+        *("sqrt", "abs", "min", "max"),
+    }
+)
+_NUMPY_CALLS = frozenset(
+    {
+        *("log", "log2", "log10", "log1p", "exp", "expm1", "sqrt", "abs", "absolute"),
+        *("sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
+        *("minimum", "maximum", "where", "clip", "floor", "ceil", "round", "sign"),
+        *("square", "power", "cbrt", "reciprocal", "isnan", "isfinite", "logical_not"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FormulaDesign:
+    """What a formula makes of a table.
+
+    Attributes
+    ----------
+    response : (n,) array
+    design : (n, p) array
+    names : tuple of str
+        Columns of the design, as formulaic spells them.
+    specification : formulaic.ModelSpec
+        Rebuilds the design for new data with the same coding.
+    kept : (n,) int array
+        Positions of the rows used.
+    """
+
+    response: Vector
+    design: Matrix
+    names: tuple[str, ...]
+    specification: Any
+    kept: IntVector
+
+
+def _check_call(node: ast.Call, expression: str) -> None:
+    function = node.func
+    if isinstance(function, ast.Name) and function.id in ALLOWED_CALLS:
+        return
+    if (
+        isinstance(function, ast.Attribute)
+        and isinstance(function.value, ast.Name)
+        and function.value.id == "np"
+        and function.attr in _NUMPY_CALLS
+    ):
+        return
+    raise ValueError(
+        f"`formula` calls {ast.unparse(function)!r} in {expression!r}, which is not in "
+        "the allow-list (NumPy functions as np.log, and C, I, bs, poly, center, ...). "
+        "Compute the column first, or pass `unsafe=True` for a formula you trust."
+    )
+
+
+def _check_expression(expression: str) -> None:
+    """Refuse anything but arithmetic, comparisons and allowed calls.
+
+    >>> _check_expression("np.log(x) + I(x**2)")
+    """
+    tree = ast.parse(expression, mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            _check_call(node, expression)
+        elif isinstance(node, ast.Attribute):
+            is_numpy = isinstance(node.value, ast.Name) and node.value.id == "np"
+            if not is_numpy or node.attr.startswith("_"):
+                raise ValueError(
+                    f"`formula` reads the attribute {ast.unparse(node)!r}; only NumPy "
+                    "functions (np.log) may be named with a dot. Compute the column "
+                    "first, or pass `unsafe=True`."
+                )
+        elif isinstance(node, ast.Lambda | ast.comprehension | ast.NamedExpr):
+            raise ValueError(
+                f"`formula` contains {ast.unparse(node)!r}; use plain expressions."
+            )
+
+
+def _factors(formula: Any) -> list[Any]:
+    """Return every factor of a formula, whatever its structure."""
+    from formulaic.formula import SimpleFormula
+
+    found: list[Any] = []
+
+    def collect(part: Any) -> None:
+        if isinstance(part, SimpleFormula):
+            for term in part:
+                found.extend(term.factors)
+
+    formula._map(collect)
+    return found
+
+
+def _parsed(formula: str, data: pd.DataFrame, unsafe: bool) -> Any:
+    from formulaic import Formula
+    from formulaic.errors import FormulaSyntaxError
+
+    try:
+        parsed = Formula(formula)
+    except (FormulaSyntaxError, SyntaxError) as error:
+        raise ValueError(f"`formula` {formula!r} cannot be read: {error}") from error
+    if not hasattr(parsed, "lhs") or not hasattr(parsed, "rhs"):
+        raise ValueError(
+            f"`formula` {formula!r} has no outcome; write it as 'y ~ x1 + x2'."
+        )
+    for factor in _factors(parsed):
+        if factor.eval_method.value == "python" and not unsafe:
+            _check_expression(factor.expr)
+    _check_names(parsed, data, unsafe)
+    return parsed
+
+
+def _check_names(parsed: Any, data: pd.DataFrame, unsafe: bool) -> None:
+    known = {str(column) for column in data.columns}
+    if unsafe:
+        return
+    for name in sorted(str(variable) for variable in parsed.required_variables):
+        if name not in known and name != "np":
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise DataError(
+                f"`formula` names {name!r}, which is not a column of `data`{hint} "
+                f"Columns: {', '.join(sorted(known)[:20])}."
+            )
+
+
+def _complete_rows(parsed: Any, data: pd.DataFrame, na: str) -> IntVector:
+    used = [
+        c for c in data.columns if str(c) in set(map(str, parsed.required_variables))
+    ]
+    missing = data[used].isna().to_numpy().any(axis=1)
+    if missing.any() and na == "raise":
+        columns = [str(c) for c in used if data[c].isna().any()]
+        raise DataError(
+            f"`data` has missing values in {show_rows(np.flatnonzero(missing))} "
+            f'(columns {", ".join(columns)}); impute them or pass `na="drop"`.'
+        )
+    if missing.all():
+        raise DataError("`data` has no complete rows for this formula.")
+    for column in used:
+        values = data[column]
+        _check_text(values[~missing], str(column))
+        if values.dtype.kind == "f" and np.isinf(values.to_numpy()).any():
+            rows = np.flatnonzero(np.isinf(values.to_numpy()))
+            raise DataError(f"`{column}` has infinite values in {show_rows(rows)}.")
+    return np.flatnonzero(~missing)
+
+
+def _check_text(values: "pd.Series[Any]", column: str) -> None:
+    """Refuse numbers stored as text, which would become one category each."""
+    if values.dtype.kind != "O" and not pd.api.types.is_string_dtype(values.dtype):
+        return
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return
+    is_text = values.map(lambda value: isinstance(value, str))
+    numeric = pd.to_numeric(values.where(is_text), errors="coerce").notna()
+    if numeric.any() or (is_text.any() and not is_text.all()):
+        raise DataError(
+            f"`{column}` has dtype {values.dtype} with numbers among its text; convert "
+            "it with pandas.to_numeric, or write C() around it after making it text."
+        )
+
+
+def design_from_formula(
+    formula: str,
+    data: pd.DataFrame | Mapping[str, Any],
+    *,
+    na: Literal["raise", "drop"] = "raise",
+    unsafe: bool = False,
+) -> FormulaDesign:
+    """Return the outcome and the design that a formula describes.
+
+    Parameters
+    ----------
+    formula : str
+        In the syntax of formulaic, ``"y ~ x1 + C(group)"``.
+    data : DataFrame or mapping of columns
+    na : {"raise", "drop"}
+        What to do about rows with missing values in the columns used.
+    unsafe : bool
+        Allow any call in the formula. Never for formulas from strangers.
+
+    Raises
+    ------
+    DataError
+        If a name is unknown, values are missing or infinite, or there are no rows.
+    ValueError
+        If the formula cannot be read or calls what is not allowed.
+
+    Examples
+    --------
+    >>> d = design_from_formula("y ~ x", {"y": [1.0, 2.0], "x": [0.0, 1.0]})
+    >>> d.names, d.design.tolist()
+    (('Intercept', 'x'), [[1.0, 0.0], [1.0, 1.0]])
+    """
+    from formulaic import model_matrix
+    from formulaic.errors import FormulaMaterializationError
+
+    if na not in ("raise", "drop"):
+        raise ValueError(f'`na` must be "raise" or "drop"; got {na!r}.')
+    table = pd.DataFrame(data).reset_index(drop=True)
+    if len(table) == 0:
+        raise DataError("`data` has no rows.")
+    parsed = _parsed(formula, table, unsafe)
+    kept = _complete_rows(parsed, table, na)
+    table = table.iloc[kept].reset_index(drop=True)
+    context = {"np": np}
+    try:
+        matrices = model_matrix(parsed, table, na_action="ignore", context=context)
+    except FormulaMaterializationError as error:
+        raise DataError(
+            f"`formula` {formula!r} cannot be evaluated: {error}"
+        ) from error
+    response = _response(matrices.lhs, formula)
+    design = np.ascontiguousarray(matrices.rhs.to_numpy(dtype=np.float64))
+    names = tuple(str(name) for name in matrices.rhs.columns)
+    for j, name in enumerate(names):
+        check_finite(design[:, j], name)
+    return FormulaDesign(response, design, names, matrices.rhs.model_spec, kept)
+
+
+def _response(matrix: pd.DataFrame, formula: str) -> Vector:
+    if matrix.shape[1] == 1:
+        values = matrix.iloc[:, 0].to_numpy(dtype=np.float64)
+    elif matrix.shape[1] == 2:  # a two-level outcome, coded by formulaic as two columns
+        values = matrix.iloc[:, 1].to_numpy(dtype=np.float64)
+    else:
+        raise DataError(
+            f"the outcome of {formula!r} has {matrix.shape[1]} columns "
+            f"({', '.join(map(str, matrix.columns[:4]))}); it must be one numeric or "
+            "two-level column. Convert text to numbers first."
+        )
+    return check_finite(values, formula.split("~")[0].strip())
+
+
+def new_design(specification: Any, data: Any) -> Matrix:
+    """Return the design of new data with the coding of the fit.
+
+    Raises
+    ------
+    DataError
+        If a column is missing or values are not finite.
+    """
+    from formulaic.errors import FormulaicError
+
+    table = pd.DataFrame(data).reset_index(drop=True)
+    needed = {str(name) for name in specification.required_variables} - {"np"}
+    absent = sorted(needed - {str(column) for column in table.columns})
+    if absent:
+        raise DataError(f"`new_data` lacks the columns {absent}.")
+    try:
+        matrix = specification.get_model_matrix(
+            table, na_action="ignore", context={"np": np}
+        )
+    except FormulaicError as error:
+        raise DataError(f"`new_data` cannot be coded: {error}") from error
+    return check_finite(matrix.to_numpy(dtype=np.float64), "new_data")

@@ -1,0 +1,606 @@
+"""Linear and generalized linear models as estimating equations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import linalg
+
+from eestim._arrays import IntVector, Matrix, Vector, as_float, check_finite
+from eestim._linalg import equilibrated_factor
+from eestim.equations import Working, column_of
+from eestim.errors import DataError, IdentificationError, InterpolationError
+from eestim.models._blocked import gradient, gram, linear_predictor
+from eestim.models.families import Family, Link, family_and_link
+from eestim.models.formula import design_from_formula, new_design
+from eestim.models.separation import check_separation
+from eestim.moments import Moments
+from eestim.roots import Root, solve
+from eestim.weights import (
+    Frequency,
+    Importance,
+    Weights,
+    aligned_weights,
+    effective_size,
+)
+
+__all__ = ["GeneralizedLinear", "Prediction", "glm", "ols", "with_offset_and_weights"]
+
+_SUBSAMPLE_FROM = 50_000  # rows above which the start is found on a subsample
+_SUBSAMPLE_SHARE = 0.01
+_COLLINEAR = 1e-11  # what is left of a column of length 1 after the others
+_INTERPOLATED = 1e-10  # residual size relative to the response
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A fitted mean with what its interval needs.
+
+    Attributes
+    ----------
+    linear : (m,) array
+        The linear predictor.
+    jacobian : (m, p) array
+        Its derivative in theta.
+    link : Link
+        Maps it to the mean.
+    """
+
+    linear: Vector
+    jacobian: Matrix
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class GeneralizedLinear:
+    r"""Estimating equation of a generalized linear model.
+
+    .. math:: \psi_i = w_i x_i (y_i - \mu_i) \mu'(\eta_i) / V(\mu_i), \qquad
+              \eta_i = x_i^\top \theta + o_i.
+
+    Made by `ols` and `glm`, which document the arguments.
+    """
+
+    design: Matrix
+    response: Vector
+    names: tuple[str, ...]
+    family: Family
+    link: Link
+    offset: Vector | None = None
+    row_weights: Vector | None = None
+    weight_kind: type | None = None
+    specification: Any = None
+    data: Any = None
+    kept: IntVector | None = None
+    index: Any = None
+    n_given: int = 0
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.names[:6]) + (", ..." if len(self.names) > 6 else "")
+        return (
+            f"GeneralizedLinear({self.family.name}, {self.link.name} link; "
+            f"{self.n_units} units; {shown})"
+        )
+
+    # ------------------------------------------------------------------ counts
+
+    @property
+    def n_units(self) -> int:
+        """Number of independent units: rows, or the sum of frequencies."""
+        if self.weight_kind is Frequency and self.row_weights is not None:
+            return int(self.row_weights.sum())
+        return len(self.response)
+
+    @property
+    def n_effective(self) -> float:
+        """Kish's effective n under importance weights, else n."""
+        if self.weight_kind is Importance and self.row_weights is not None:
+            return effective_size(self.row_weights)
+        return float(self.n_units)
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether observed and expected information agree."""
+        return self.link.name == self.family.canonical
+
+    @property
+    def has_dispersion(self) -> bool:
+        """Whether the family has a dispersion to estimate."""
+        return self.family.has_dispersion
+
+    @property
+    def is_score(self) -> bool:
+        """Whether psi is the score of a likelihood with known dispersion."""
+        return not self.has_dispersion and not self.is_sampling_weighted
+
+    @property
+    def is_sampling_weighted(self) -> bool:
+        """Whether weights stand outside the model."""
+        return self.row_weights is not None and self.weight_kind is not Frequency
+
+    @property
+    def is_newton_exact(self) -> bool:
+        """Whether a Newton step uses the exact derivative (else Fisher scoring)."""
+        return self.is_canonical
+
+    # ------------------------------------------------------------------- psi, A
+
+    def _mean_terms(self, theta: Vector) -> tuple[Vector, Vector, Vector]:
+        """Return mean, slope of the mean and score residual before weights."""
+        eta = linear_predictor(self.design, theta, self.offset)
+        mu = self.link.inverse(eta)
+        if self.is_canonical:
+            return mu, self.link.slope(eta), self.response - mu
+        slope = self.link.slope(eta)
+        return mu, slope, (self.response - mu) * slope / self.family.variance(mu)
+
+    def _score_residual(self, theta: Vector) -> Vector:
+        residual = self._mean_terms(theta)[2]
+        return residual if self.row_weights is None else residual * self.row_weights
+
+    def _expected_weight(self, mu: Vector, slope: Vector) -> Vector:
+        weight = slope if self.is_canonical else slope**2 / self.family.variance(mu)
+        return weight if self.row_weights is None else weight * self.row_weights
+
+    def _observed_weight(self, theta: Vector) -> Vector:
+        eta = linear_predictor(self.design, theta, self.offset)
+        mu, slope = self.link.inverse(eta), self.link.slope(eta)
+        if self.is_canonical:
+            return self._expected_weight(mu, slope)
+        variance = self.family.variance(mu)
+        change = self.link.curvature(eta) / variance
+        change -= slope**2 * self.family.variance_slope(mu) / variance**2
+        weight = slope**2 / variance - (self.response - mu) * change
+        return weight if self.row_weights is None else weight * self.row_weights
+
+    def psi(self, theta: Vector) -> Matrix:
+        """Return the contributions of the units, (n, p)."""
+        rows = self.design * self._mean_terms(theta)[2][:, None]
+        return self._expanded(rows)
+
+    def _expanded(self, rows: Matrix) -> Matrix:
+        """Apply the weights: frequencies repeat a row, others multiply it."""
+        if self.row_weights is None:
+            return rows
+        if self.weight_kind is Frequency:
+            return np.repeat(rows, self.row_weights.astype(int), axis=0)
+        return rows * (
+            self.row_weights if rows.ndim == 1 else self.row_weights[:, None]
+        )
+
+    def sensitivity(self, theta: Vector) -> Matrix:
+        """Return A, minus the mean derivative of psi (observed), (p, p)."""
+        return gram(self.design, self._observed_weight(theta)) / self.n_units
+
+    def newton_terms(self, theta: Vector) -> tuple[Vector, Vector, Matrix]:
+        """Return the mean of psi, its squared size and A, in one pass.
+
+        The squared size is the model's: the dispersion times the diagonal of A.
+        """
+        mu, slope, residual = self._mean_terms(theta)
+        weight = self._expected_weight(mu, slope)
+        n = self.n_units
+        sensitivity = gram(self.design, weight) / n
+        weighted = residual if self.row_weights is None else residual * self.row_weights
+        mean = gradient(self.design, weighted) / n
+        spread = float(np.mean(weighted**2) / max(float(np.mean(weight)), 1e-300))
+        return mean, spread * np.diag(sensitivity), sensitivity
+
+    def moments(self, theta: Vector) -> Moments:
+        """Return the moments of psi, streamed over row blocks."""
+        residual = self._mean_terms(theta)[2]
+        n, weights = self.n_units, self.row_weights
+        square = residual**2
+        if weights is not None:
+            square *= weights if self.weight_kind is Frequency else weights**2
+            residual = residual * weights
+        return Moments(
+            n,
+            gradient(self.design, residual) / n,
+            gram(self.design, square) / n,
+            self.sensitivity(theta),
+        )
+
+    # -------------------------------------------------------------- capabilities
+
+    def working(self, theta: Vector) -> Working:
+        """Return the weighted linear form at theta."""
+        mu, slope, residual = self._mean_terms(theta)
+        weight = slope if self.is_canonical else slope**2 / self.family.variance(mu)
+        dispersion = 1.0
+        if self.has_dispersion:
+            pearson = residual**2 / weight
+            share = self.row_weights if self.row_weights is not None else 1.0
+            dispersion = float(np.sum(share * pearson) / self.n_units)
+        design = self.design
+        if self.weight_kind is Frequency and self.row_weights is not None:
+            design = np.repeat(design, self.row_weights.astype(int), axis=0)
+        return Working(
+            design, self._expanded(weight), self._expanded(residual), dispersion
+        )
+
+    def unit_sensitivity(self, theta: Vector) -> Matrix:
+        """Return minus the derivative of each unit's psi, (n, p, p)."""
+        bare = replace(self, row_weights=None)
+        weight = self._expanded(bare._observed_weight(theta))
+        design = self.working(theta).design
+        return weight[:, None, None] * design[:, :, None] * design[:, None, :]
+
+    def reweighted(self, weights: Vector) -> "GeneralizedLinear":
+        """Return the equation with its units weighted, for refitting bootstraps."""
+        current = self.row_weights
+        if self.weight_kind is Frequency and current is not None:
+            edges = np.concatenate([[0], np.cumsum(current.astype(int))])
+            totals = np.concatenate([[0.0], np.cumsum(weights)])
+            combined = totals[edges[1:]] - totals[edges[:-1]]
+        else:
+            combined = weights if current is None else weights * current
+        return replace(self, row_weights=combined, weight_kind=None)
+
+    def predict(self, theta: Vector, new_data: Any) -> Prediction:
+        """Return the linear predictor and its derivative at new rows.
+
+        Parameters
+        ----------
+        new_data : DataFrame, mapping of columns, or (m, p) array
+            Columns named in the formula, or rows of the design.
+        """
+        if self.specification is not None:
+            design = new_design(self.specification, new_data)
+        else:
+            design = check_finite(as_float(new_data, "new_data", 2), "new_data")
+        if design.shape[1] != len(self.names):
+            raise DataError(
+                f"`new_data` has {design.shape[1]} columns; the design has "
+                f"{len(self.names)} ({', '.join(self.names[:6])})."
+            )
+        return Prediction(design @ theta, design, self.link)
+
+    def column(self, name: str) -> Any:
+        """Return a column of the data by name, one entry a unit."""
+        return self.aligned(column_of(self.data if self.data is not None else {}, name))
+
+    def aligned(self, values: Any) -> Any:
+        """Return labels for the rows used, aligned by index where they have one."""
+        if isinstance(values, pd.Series) and self.index is not None:
+            values = _by_index(values, self.index)
+        array = np.asarray(values)
+        if self.kept is not None and len(array) == self.n_given:
+            array = array[self.kept]
+        if self.weight_kind is Frequency and self.row_weights is not None:
+            counts = self.row_weights.astype(int)
+            if len(array) == len(counts):
+                array = np.repeat(array, counts)
+        return array
+
+    # ----------------------------------------------------------------- solving
+
+    @property
+    def start(self) -> Vector:
+        """Where the solver begins: one step of Fisher scoring, or a subsample's root."""
+        n = len(self.response)
+        if n >= _SUBSAMPLE_FROM:
+            return self._subsample_root(n)
+        if self.family.name == "gaussian" and self.link.name == "identity":
+            return np.zeros(len(self.names))
+        return self._scoring_start()
+
+    def _scoring_start(self) -> Vector:
+        y = self.response
+        weights = self.row_weights if self.row_weights is not None else np.ones(len(y))
+        mu = self.family.starting_mean(y, float(np.average(y, weights=weights)))
+        if self.link.name in ("log", "inverse"):
+            mu = np.maximum(mu, 1e-3 * max(float(np.abs(y).mean()), 1e-300))
+        eta = self.link.forward(mu)
+        slope = self.link.slope(eta)
+        target = eta + (y - mu) / slope
+        if self.offset is not None:
+            target = target - self.offset
+        weight = weights * slope**2 / self.family.variance(mu)
+        right = gradient(self.design, weight * target)
+        factor = equilibrated_factor(gram(self.design, weight))
+        if factor.rank < len(self.names):
+            return np.zeros(len(self.names))
+        return factor.solve(right)
+
+    def _subsample(self, n: int) -> "GeneralizedLinear":
+        size = max(int(_SUBSAMPLE_SHARE * n), 40 * len(self.names))
+        rows = np.sort(np.random.default_rng(0).choice(n, min(size, n), replace=False))
+
+        def part(values: Vector | None) -> Vector | None:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            design=self.design[rows],
+            response=self.response[rows],
+            offset=part(self.offset),
+            row_weights=part(self.row_weights),
+        )
+
+    def _subsample_root(self, n: int) -> Vector:
+        small = self._subsample(n)
+        initial = small._scoring_start()
+        if small.row_weights is not None and not small.row_weights.any():
+            return initial
+        root: Root = solve(small, initial)
+        return root.theta if root.is_converged else initial
+
+    def reparameterised(
+        self, threshold: float
+    ) -> tuple["GeneralizedLinear", Matrix] | None:
+        """Return an orthonormal form ``(equation, L)``, or None if it is not needed.
+
+        The design X = Q R is replaced by sqrt(n) Q where the scaled X'X has a
+        reciprocal condition below the threshold, and ``theta = L eta``.
+
+        Raises
+        ------
+        IdentificationError
+            If columns are collinear, naming them.
+        """
+        n = len(self.response)
+        part = self._subsample(n).design if n >= _SUBSAMPLE_FROM else self.design
+        factor = equilibrated_factor(part.T @ part)
+        if factor.rank == len(self.names) and factor.rcond >= threshold:
+            return None
+        size = np.sqrt(np.square(self.design).sum(axis=0))
+        size = np.where(size > 0, size, 1.0)
+        basis, triangular, order = linalg.qr(
+            self.design / size, mode="economic", pivoting=True
+        )
+        left = np.abs(np.diag(triangular))
+        if (left <= _COLLINEAR).any():
+            raise _collinear(triangular, order, left, size, self.names)
+        inverse = linalg.solve_triangular(triangular, np.eye(len(left))) * np.sqrt(n)
+        transform = np.empty_like(inverse)
+        transform[order] = inverse
+        return (
+            replace(self, design=np.ascontiguousarray(basis) * np.sqrt(n)),
+            transform / size[:, None],
+        )
+
+    def check_root(self, root: Root) -> None:
+        """Raise where the fit is separated or interpolates.
+
+        Raises
+        ------
+        SeparationError
+            If a linear combination of the covariates predicts the outcome perfectly.
+        InterpolationError
+            If every residual is zero to rounding.
+        """
+        check_separation(
+            self.design, self.response, self.offset, self.family.name, self.names, root
+        )
+        residual = self.response - self._mean_terms(root.theta)[0]
+        scale = float(np.abs(self.response).max())
+        if float(np.abs(residual).max()) <= _INTERPOLATED * scale:
+            raise InterpolationError(
+                f"the fit reproduces all {len(residual)} outcomes exactly (largest "
+                f"residual {np.abs(residual).max():.1e}), so every sandwich is zero "
+                "whatever the noise. Use fewer covariates or more rows; for p near or "
+                "above n see ee.asymptotics."
+            )
+
+
+def _by_index(values: "pd.Series[Any]", index: Any) -> Any:
+    if values.index.equals(index):
+        return values
+    if values.index.is_unique and index.isin(values.index).all():
+        return values.reindex(index)
+    return values
+
+
+def _collinear(
+    triangular: Matrix,
+    order: IntVector,
+    left: Vector,
+    size: Vector,
+    names: Sequence[str],
+) -> IdentificationError:
+    rank = int((left > _COLLINEAR).sum())
+    sentences = []
+    for j in range(rank, len(names)):
+        solved = linalg.solve_triangular(triangular[:rank, :rank], triangular[:rank, j])
+        share = solved * size[order[j]] / size[order[:rank]]
+        terms = [
+            f"{share[k]:+.4g}*{names[order[k]]}"
+            for k in range(rank)
+            if abs(solved[k]) > 1e-8
+        ]
+        sentences.append(f"{names[order[j]]} = {' '.join(terms) or '0'}")
+    return IdentificationError(
+        f"`design` has {len(names)} columns but rank {rank}: {'; '.join(sentences)}. "
+        "Drop one column of each relation, or report an identified function."
+    )
+
+
+def _from_arrays(
+    y: Any, X: Any, names: Sequence[str] | None
+) -> tuple[Vector, Matrix, tuple[str, ...]]:
+    response = check_finite(as_float(y, "y", 1), "y")
+    if isinstance(X, pd.DataFrame):
+        bad = [str(c) for c in X.columns if X[c].dtype.kind not in "fiub"]
+        if bad:
+            raise DataError(
+                f"`X` has columns that are not numeric: {', '.join(bad)}; convert them "
+                "or use a formula, which codes categories."
+            )
+        names = names or [str(column) for column in X.columns]
+    design = as_float(X, "X", 2)
+    if len(design) != len(response):
+        raise DataError(
+            f"`y` has {len(response)} rows and `X` has {len(design)}; they must agree."
+        )
+    if len(response) == 0:
+        raise DataError("`y` has no rows; at least one is needed.")
+    for rows in range(0, len(design), 65536):
+        block = design[rows : rows + 65536]
+        if not np.isfinite(block).all():
+            check_finite(design, "X")
+    labels = tuple(names) if names else tuple(f"x{j}" for j in range(design.shape[1]))
+    if len(labels) != design.shape[1]:
+        raise DataError(
+            f"`names` has {len(labels)} entries for {design.shape[1]} columns."
+        )
+    return response, design, labels
+
+
+def glm(
+    formula: Any,
+    data: Any,
+    *,
+    family: str,
+    link: str | None = None,
+    offset: Any = None,
+    exposure: Any = None,
+    weights: Weights | None = None,
+    names: Sequence[str] | None = None,
+    na: Literal["raise", "drop"] = "raise",
+    unsafe: bool = False,
+) -> GeneralizedLinear:
+    """Return the estimating equation of a generalized linear model.
+
+    Parameters
+    ----------
+    formula : str, or (n,) array
+        A formula such as ``"y ~ x + C(g)"``, or the outcome itself.
+    data : DataFrame or mapping, or (n, p) array
+        The table of the formula, or the design (no intercept is added).
+    family : {"gaussian", "binomial", "poisson"}
+    link : str, optional
+        The canonical link by default.
+    offset : str or (n,) array, optional
+        Added to the linear predictor.
+    exposure : str or (n,) array, optional
+        Positive; its logarithm is added to the linear predictor (log link only).
+    weights : Frequency, Sampling or Importance, optional
+    names : sequence of str, optional
+        Names of the columns of an array design.
+    na : {"raise", "drop"}
+        What to do about rows with missing values (formulas only).
+    unsafe : bool
+        Allow any call in the formula.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"y": [0, 1, 0, 1, 1], "x": [0.0, 1, 2, 3, 4]})
+    >>> glm("y ~ x", table, family="binomial").names
+    ('Intercept', 'x')
+    """
+    chosen, used_link = family_and_link(family, link)
+    specification: Any = None
+    kept: IntVector | None = None
+    index: Any = None
+    if isinstance(formula, str):
+        built = design_from_formula(formula, data, na=na, unsafe=unsafe)
+        response, design, labels = built.response, built.design, built.names
+        specification, kept = built.specification, built.kept
+        index = data.index if isinstance(data, pd.DataFrame) else None
+        n_given, table = len(pd.DataFrame(data)), data
+    else:
+        response, design, labels = _from_arrays(formula, data, names)
+        n_given = len(response)
+        table = data if isinstance(data, pd.DataFrame) else None
+    chosen.check_response(response)
+    made = GeneralizedLinear(
+        design,
+        response,
+        labels,
+        chosen,
+        used_link,
+        specification=specification,
+        data=table,
+        kept=kept,
+        index=index,
+        n_given=n_given,
+    )
+    return with_offset_and_weights(made, offset, exposure, weights)
+
+
+def with_offset_and_weights(
+    made: GeneralizedLinear, offset: Any, exposure: Any, weights: Weights | None
+) -> GeneralizedLinear:
+    """Return the equation with offset and weights aligned to its rows."""
+    if exposure is not None:
+        if offset is not None or made.link.name != "log":
+            raise ValueError(
+                "`exposure` needs the log link and no `offset`; pass its logarithm as "
+                "the offset instead."
+            )
+        values = _column_or_array(made, exposure, "exposure")
+        if (values <= 0).any():
+            raise DataError("`exposure` must be positive.")
+        offset = np.log(values)
+    shift = None if offset is None else _column_or_array(made, offset, "offset")
+    if weights is not None and hasattr(weights, "values"):
+        given = weights.values
+        column = made.column(given) if isinstance(given, str) else made.aligned(given)
+        weights = type(weights)(column)
+    values_or_none = aligned_weights(weights, made.data, len(made.response))
+    if values_or_none is not None and not isinstance(weights, Frequency):
+        values_or_none = values_or_none * (len(values_or_none) / values_or_none.sum())
+    made = replace(
+        made,
+        offset=shift,
+        row_weights=values_or_none,
+        weight_kind=None if weights is None else type(weights),
+    )
+    n, p = len(made.response), len(made.names)
+    if n < p:
+        raise IdentificationError(
+            f"`design` has {p} columns for {n} rows; at most {n} combinations of the "
+            "parameters are identified. Drop columns, or see ee.asymptotics."
+        )
+    return made
+
+
+def _column_or_array(made: GeneralizedLinear, given: Any, argument: str) -> Vector:
+    values = made.column(given) if isinstance(given, str) else made.aligned(given)
+    array = check_finite(as_float(values, argument, 1), argument)
+    if len(array) != len(made.response):
+        raise DataError(
+            f"`{argument}` has {len(array)} entries for {len(made.response)} rows."
+        )
+    return array
+
+
+def ols(
+    formula: Any,
+    data: Any,
+    *,
+    weights: Weights | None = None,
+    names: Sequence[str] | None = None,
+    na: Literal["raise", "drop"] = "raise",
+    unsafe: bool = False,
+) -> GeneralizedLinear:
+    r"""Return the estimating equation of least squares, :math:`\psi_i = x_i e_i`.
+
+    Parameters are those of `glm`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"y": [1.0, 2.0, 4.0], "x": [0.0, 1.0, 2.0]})
+    >>> equation = ols("y ~ x", table)
+    >>> equation.psi(np.array([1.0, 1.0]))
+    array([[0., 0.], [0., 0.], [1., 2.]])
+    """
+    return glm(
+        formula,
+        data,
+        family="gaussian",
+        weights=weights,
+        names=names,
+        na=na,
+        unsafe=unsafe,
+    )

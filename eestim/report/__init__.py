@@ -1,0 +1,3 @@
+"""Tables, plots and self-contained HTML."""
+
+__all__: list[str] = []

@@ -1,0 +1,109 @@
+"""Weights as values: each says what n is and which variance it implies."""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from eestim._arrays import Vector, as_float, check_finite, show_rows
+from eestim.errors import DataError
+
+__all__ = ["Frequency", "Importance", "Sampling", "Weights", "aligned_weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frequency:
+    """Row i stands for ``values[i]`` identical units; n is the sum.
+
+    Estimates and every covariance equal those of the data written out in full.
+
+    Attributes
+    ----------
+    values : str or (n,) array of nonnegative integers
+        A column name, or one count a row.
+    """
+
+    values: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Row i was drawn with probability proportional to ``1 / values[i]``.
+
+    n is the number of rows; results do not depend on the scale of the weights. The
+    sandwich uses the weighted contributions (a model-based covariance is refused).
+
+    Attributes
+    ----------
+    values : str or (n,) array of nonnegative numbers
+    """
+
+    values: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    r"""Row i carries the likelihood ratio ``values[i]`` of target over sampling law.
+
+    Self-normalised importance sampling: the same sandwich as `Sampling`, with the
+    effective size :math:`(\sum w)^2 / \sum w^2` (Kish, 1965) as the n of
+    finite-sample factors and degrees of freedom.
+
+    Attributes
+    ----------
+    values : str or (n,) array of nonnegative numbers
+    """
+
+    values: Any
+
+
+Weights: TypeAlias = Frequency | Sampling | Importance
+
+
+def aligned_weights(weights: Weights | None, data: Any, n_rows: int) -> Vector | None:
+    """Return the weights as a vector aligned with the rows of ``data``.
+
+    Raises
+    ------
+    TypeError
+        If a bare array was given: its meaning decides n and the variance.
+    DataError
+        If a weight is negative, missing or not an integer where counts are needed.
+    """
+    if weights is None:
+        return None
+    if not isinstance(weights, Frequency | Sampling | Importance):
+        raise TypeError(
+            "`weights` must say what they mean: ee.Frequency(w) for counts, "
+            "ee.Sampling(w) for inverse inclusion probabilities, ee.Importance(w) for "
+            f"likelihood ratios; got {type(weights).__name__}."
+        )
+    given = weights.values
+    values = check_finite(
+        as_float(data[given] if isinstance(given, str) else given, "weights", 1),
+        "weights",
+    )
+    if len(values) != n_rows:
+        raise DataError(f"`weights` has {len(values)} entries for {n_rows} rows.")
+    if (values < 0).any():
+        raise DataError(
+            f"`weights` are negative in {show_rows(np.flatnonzero(values < 0))}."
+        )
+    if not (values > 0).any():
+        raise DataError("`weights` are all zero.")
+    if isinstance(weights, Frequency) and (values != np.rint(values)).any():
+        raise DataError(
+            "`weights` are frequencies and must be whole numbers; "
+            f"{show_rows(np.flatnonzero(values != np.rint(values)))} are not. "
+            "Use ee.Sampling for inverse probabilities."
+        )
+    return values
+
+
+def effective_size(values: Vector) -> float:
+    r"""Return the Kish effective sample size :math:`(\sum w)^2 / \sum w^2`.
+
+    >>> effective_size(np.array([1.0, 1.0, 2.0]))
+    2.6666666666666665
+    """
+    return float(values.sum() ** 2 / np.square(values).sum())

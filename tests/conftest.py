@@ -1,0 +1,46 @@
+"""Fixtures shared by the suite: reference cases kept outside the repository."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceCases:
+    """Numbers of other packages, with the data they were computed on."""
+
+    folder: Path
+
+    def case(self, name: str) -> dict[str, Any]:
+        for entry in json.loads((self.folder / "cases.json").read_text()):
+            if entry["id"] == name:
+                return entry
+        pytest.skip(f"no reference case {name!r} in {self.folder}")
+
+    def frame(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "data" / name)
+
+
+def reference_folder() -> Path:
+    return Path(os.environ.get("EESTIM_REFCASES", ROOT.parent / "shared" / "refcases"))
+
+
+@pytest.fixture(scope="session")
+def refcases() -> ReferenceCases:
+    folder = reference_folder()
+    if not (folder / "cases.json").is_file():
+        pytest.skip(f"reference cases absent: set EESTIM_REFCASES (looked in {folder})")
+    return ReferenceCases(folder)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260101)
