@@ -92,20 +92,24 @@ class Factor:
         """Return the direction of theta that the matrix does not see, (p,)."""
         right = np.linalg.svd(self.equilibrated)[2]
         direction = right[-1] * self.columns
-        return direction / np.abs(direction).max()
+        size = np.abs(direction)
+        first = int(np.flatnonzero(size >= 0.999 * size.max())[0])
+        scaled: Vector = direction / direction[first]
+        return scaled
 
     def null_direction(self, names: Sequence[str] | None = None) -> str:
         """Return that direction in words, parameters in their own units."""
-        scaled = np.linalg.svd(self.equilibrated)[2][-1]
-        labels = names or [f"theta[{j}]" for j in range(len(scaled))]
-        vector = self.null_vector()
-        shown = np.flatnonzero(np.abs(scaled) >= _SHARE_SHOWN * np.abs(scaled).max())
+        labels = names or [f"theta[{j}]" for j in range(len(self.lu))]
+        vector, shown = self.null_vector(), self._null_places()
         return " ".join(f"{vector[j]:+.3g}*{labels[j]}" for j in shown)
 
     def null_names(self, names: Sequence[str]) -> list[str]:
         """Return the names of the parameters that take part in that direction."""
-        scaled = np.abs(np.linalg.svd(self.equilibrated)[2][-1])
-        return [names[j] for j in np.flatnonzero(scaled >= _SHARE_SHOWN * scaled.max())]
+        return [names[j] for j in self._null_places()]
+
+    def _null_places(self) -> list[int]:
+        size = np.abs(np.linalg.svd(self.equilibrated)[2][-1])
+        return [int(j) for j in np.flatnonzero(size >= _SHARE_SHOWN * size.max())]
 
     def require_full_rank(self, names: Sequence[str] | None = None) -> "Factor":
         """Return this factor, or raise naming what is not identified.

@@ -142,7 +142,7 @@ class Parameters(np.ndarray[Any, np.dtype[np.float64]]):
 
     blocks: Mapping[str, tuple[slice, tuple[int, ...]]]
 
-    def __new__(
+    def __new__(  # noqa: D102 - numpy's way to make a view
         cls, theta: Vector, blocks: Mapping[str, tuple[slice, tuple[int, ...]]]
     ) -> "Parameters":
         view = np.asarray(theta, dtype=np.float64).view(cls)
@@ -311,7 +311,8 @@ class UserEquation:
 
     def mean_psi(self, theta: Vector) -> Vector:
         """Return the mean of psi over units, (q,)."""
-        return self._weighted_rows(theta).sum(axis=0) / self.n_units
+        mean: Vector = self._weighted_rows(theta).sum(axis=0) / self.n_units
+        return mean
 
     def sensitivity(self, theta: Vector) -> Matrix:
         """Return A, minus the mean derivative of psi, (q, p)."""
@@ -329,7 +330,8 @@ class UserEquation:
         steps = response_steps(self._weighted_rows, theta)
         shape = self.psi(theta).shape
         flat = jacobian(lambda t: self.psi(t).ravel(), theta, steps)
-        return -flat.reshape(*shape, len(theta))
+        slopes: Matrix = -flat.reshape(*shape, len(theta))
+        return slopes
 
     def column(self, name: str) -> Any:
         """Return a column of the data by name, one entry per row of `psi_rows`."""
@@ -508,7 +510,8 @@ def _check_first_call(made: UserEquation) -> None:
         rows = made._raw_rows(made.initial)
     if rows.shape[1] < len(made.initial):
         raise DataError(
-            f"`psi` returns {rows.shape[1]} columns for {len(made.initial)} parameters; "
+            f"`psi` returns {rows.shape[1]} columns for {len(made.initial)} "
+            "parameters; "
             "at least one equation per parameter is needed."
         )
     if made.derivative is None:

@@ -114,13 +114,17 @@ class Estimate:
 
     # ----------------------------------------------------------------- intervals
 
+    def _law_dof(self, method: str | None) -> Vector:
+        """Return the degrees of freedom that an interval method uses."""
+        law: Vector = np.empty(len(self.names))
+        law[:] = np.inf if method == "wald" else self.spread.dof
+        return law
+
     def _quantile(self, level: float, method: str | None) -> Vector:
         if not 0.0 < level < 1.0:
             raise ValueError(f"`level` must lie between 0 and 1; got {level!r}.")
         tail = 0.5 + level / 2.0
-        dof = self.dof.to_numpy(dtype=np.float64)
-        if method == "wald":
-            dof = np.full(len(dof), np.inf)
+        dof = self._law_dof(method)
         quantile: Vector = stats.t.ppf(tail, dof)
         return quantile
 
@@ -130,7 +134,7 @@ class Estimate:
         method: Any = None,
         simultaneous: Literal["sup-t", "bonferroni", "holm"] | None = None,
     ) -> pd.DataFrame:
-        r"""Return confidence intervals, estimate :math:`\pm` quantile :math:`\times` se.
+        r"""Return confidence intervals, estimate :math:`\pm` quantile times se.
 
         Parameters
         ----------
@@ -174,10 +178,9 @@ class Estimate:
     ) -> Vector:
         from eestim.inference.simultaneous import simultaneous_quantiles
 
-        dof = self.dof.to_numpy()
-        if method == "wald":
-            dof = np.full(len(dof), np.inf)
-        return simultaneous_quantiles(self.theta, self.spread.matrix, dof, level, kind)
+        return simultaneous_quantiles(
+            self.theta, self.spread.matrix, self._law_dof(method), level, kind
+        )
 
     def table(self, level: float = 0.95, method: Any = None) -> pd.DataFrame:
         """Return estimate, se, statistic, p, lower and upper, one row a parameter.
@@ -188,9 +191,7 @@ class Estimate:
         bounds = self.interval(level, method)
         errors = self.se.to_numpy()
         statistic = self.theta / errors
-        dof = self.dof.to_numpy()
-        if method == "wald":
-            dof = np.full(len(dof), np.inf)
+        dof = self._law_dof(method)
         return pd.DataFrame(
             {
                 "estimate": self.theta,
@@ -432,11 +433,12 @@ def _default_names(count: int) -> tuple[str, ...]:
 def _functional_steps(
     h: Callable[[Vector], Vector], theta: Vector, errors: "pd.Series[float]"
 ) -> Vector:
-    """Return steps for a derivative of h: no larger than a tenth of a standard error."""
+    """Return steps for a derivative of h: at most a tenth of a standard error."""
     with np.errstate(all="ignore"):
         steps = response_steps(h, theta)
     bound = np.maximum(0.1 * errors.to_numpy(), 1e-6 * np.abs(theta))
-    return np.minimum(np.abs(steps), bound)
+    shorter: Vector = np.minimum(np.abs(steps), bound)
+    return shorter
 
 
 def _contrast_spread(spread: Covariance, slope: Matrix, p: int) -> Covariance:
@@ -460,8 +462,8 @@ def _checked(made: Estimate, slope: Matrix | None = None) -> Estimate:
     if np.isfinite(variance[j]) and variance[j] < 0:
         raise InferenceError(
             f"the covariance rule {made.spread.rule} gives a negative variance for "
-            f"{made.names[j]!r} ({variance[j]:.3g}). Use fewer ways of clustering, more "
-            "clusters, or `repair_psd=True`."
+            f"{made.names[j]!r} ({variance[j]:.3g}). Use fewer ways of clustering, "
+            "more clusters, or `repair_psd=True`."
         )
     if not np.isfinite(variance[j]):
         raise InferenceError(
@@ -469,9 +471,10 @@ def _checked(made: Estimate, slope: Matrix | None = None) -> Estimate:
             "derivative at the root."
         )
     raise InterpolationError(
-        f"the standard error of {made.names[j]!r} would be zero: no unit contributes to "
-        "it at the root. The fit interpolates the data, or the quantity does not depend "
-        "on them. Use fewer parameters or more units; for p near n see ee.asymptotics."
+        f"the standard error of {made.names[j]!r} would be zero: no unit contributes "
+        "to it at the root. The fit interpolates the data, or the quantity does not "
+        "depend on them. Use fewer parameters or more units; for p near n see "
+        "ee.asymptotics."
     )
 
 
@@ -498,8 +501,8 @@ def _completed(
 ) -> Estimate:
     if not callable(rule):
         raise TypeError(
-            f"`covariance` must be a rule such as ee.HC(0) or ee.Clustered('firm'); got "
-            f"{rule!r}."
+            "`covariance` must be a rule such as ee.HC(0) or ee.Clustered('firm'); "
+            f"got {rule!r}."
         )
     if isinstance(rule, type):
         raise TypeError(f"`covariance` is a class; call it: ee.{rule.__name__}(...).")

@@ -24,6 +24,7 @@ __all__ = ["Root", "Status", "noise_residual", "root_at", "solve"]
 _MAX_STEPS = 100
 _TINY_STEP = 1e-9  # standard errors; what is left after a last exact Newton step
 _SMALL_STEP = 1e-4  # standard errors; Newton squares it: the next is rounding
+_STILL = 1e-8  # relative step of a parameter that has settled
 _VANISHING = 1e-5  # psi at an iterate relative to psi at the start
 _ILL_CONDITIONED = 1e-8  # below, a better-conditioned parameterisation is asked for
 _SMALLEST_DAMPING = 2.0**-14
@@ -203,7 +204,8 @@ def _standard_errors(factor: Factor, size: Vector, n: float) -> Vector:
             np.linalg.pinv(factor.equilibrated, rcond=1e-12)
             @ (factor.rows[:, None] * spread)
         )
-    return np.sqrt(np.square(inverse).sum(axis=1) / n)
+    errors: Vector = np.sqrt(np.square(inverse).sum(axis=1) / n)
+    return errors
 
 
 def _relative(step: Vector, errors: Vector, theta: Vector) -> float:
@@ -263,6 +265,12 @@ def _search(
     if point is None:
         equation.psi(theta)  # raises, naming the first bad row
         raise DataError("`psi` is not finite at the start; pass another `start`.")
+    if len(point.mean) != len(theta):
+        raise CapabilityError(
+            f"`psi` has {len(point.mean)} equations for {len(theta)} parameters; an "
+            "over-identified system has no root. Combine the equations into one for "
+            "each parameter, as GMM does."
+        )
     secant = point.sensitivity is None and (
         float(getattr(equation, "derivative_error", 0.0)) > 0
     )
@@ -282,7 +290,9 @@ def _search(
             last = np.inf
             continue
         if np.linalg.norm(search.point.size) < _VANISHING * initial and relative > 0.1:
-            return search.point.theta, Status.DIVERGED, taken
+            moving = np.abs(step) > _STILL * np.abs(search.point.theta)
+            status = Status.DIVERGED if moving.any() else Status.CONVERGED
+            return search.point.theta, status, taken
         moved = _damped(search, factor, step)
         if moved is not None:
             last = relative
@@ -373,7 +383,7 @@ def solve(
         if working is None:
             return Root(*_searched(equation, theta, max_steps))
         inner, transform = working
-        eta = np.linalg.solve(transform, theta)
+        eta: Vector = np.asarray(np.linalg.solve(transform, theta), dtype=np.float64)
         eta, status, residual, steps = _searched(inner, eta, max_steps)
     return Root(transform @ eta, status, residual, steps, (inner, eta, transform))
 

@@ -126,8 +126,8 @@ class Family:
             )
         if len(y) and np.ptp(y) == 0:
             raise DataError(
-                f"`y` is constant ({y[0]:g} in every row), so nothing can be estimated; "
-                "check the outcome and the rows kept."
+                f"`y` is constant ({y[0]:g} in every row), so nothing can be "
+                "estimated; check the outcome and the rows kept."
             )
 
 
@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {
             ("identity", "log", "inverse"),
             np.ones_like,
             np.zeros_like,
-            lambda y, mean: y,
+            lambda y, _: y,
             True,
         ),
         Family(
@@ -149,7 +149,7 @@ FAMILIES: dict[str, Family] = {
             ("logit", "probit", "cloglog", "cauchit", "log", "identity"),
             lambda mu: mu * (1.0 - mu),
             lambda mu: 1.0 - 2.0 * mu,
-            lambda y, mean: (y + 0.5) / 2.0,
+            lambda y, _: (y + 0.5) / 2.0,
             False,
             0.0,
             1.0,

@@ -159,7 +159,7 @@ def _complete_rows(parsed: Any, data: pd.DataFrame, na: str) -> IntVector:
         raise DataError("`data` has no complete rows for this formula.")
     for column in used:
         values = data[column]
-        _check_text(values[~missing], str(column))
+        _check_text(values.iloc[np.flatnonzero(~missing)], str(column))
         if values.dtype.kind == "f" and np.isinf(values.to_numpy()).any():
             rows = np.flatnonzero(np.isinf(values.to_numpy()))
             raise DataError(f"`{column}` has infinite values in {show_rows(rows)}.")

@@ -1,8 +1,8 @@
 """Linear and generalized linear models as estimating equations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,15 @@ class Prediction:
     link: Link
 
 
+class _Terms(NamedTuple):
+    """What every product of a GLM starts from, before weights; each (n,)."""
+
+    eta: Vector
+    mu: Vector
+    slope: Vector
+    residual: Vector
+
+
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class GeneralizedLinear:
     r"""Estimating equation of a generalized linear model.
@@ -76,6 +85,7 @@ class GeneralizedLinear:
     kept: IntVector | None = None
     index: Any = None
     n_given: int = 0
+    _last: dict[bytes, Moments] = field(default_factory=dict, init=False)
 
     def __repr__(self) -> str:
         shown = ", ".join(self.names[:6]) + (", ..." if len(self.names) > 6 else "")
@@ -127,37 +137,34 @@ class GeneralizedLinear:
 
     # ------------------------------------------------------------------- psi, A
 
-    def _mean_terms(self, theta: Vector) -> tuple[Vector, Vector, Vector]:
-        """Return mean, slope of the mean and score residual before weights."""
+    def _terms(self, theta: Vector) -> "_Terms":
         eta = linear_predictor(self.design, theta, self.offset)
         mu = self.link.inverse(eta)
-        if self.is_canonical:
-            return mu, self.link.slope(eta), self.response - mu
+        if self.is_canonical:  # the slope of the mean is the variance function
+            return _Terms(eta, mu, self.family.variance(mu), self.response - mu)
         slope = self.link.slope(eta)
-        return mu, slope, (self.response - mu) * slope / self.family.variance(mu)
+        residual = (self.response - mu) * slope / self.family.variance(mu)
+        return _Terms(eta, mu, slope, residual)
 
-    def _score_residual(self, theta: Vector) -> Vector:
-        residual = self._mean_terms(theta)[2]
-        return residual if self.row_weights is None else residual * self.row_weights
-
-    def _expected_weight(self, mu: Vector, slope: Vector) -> Vector:
-        weight = slope if self.is_canonical else slope**2 / self.family.variance(mu)
-        return weight if self.row_weights is None else weight * self.row_weights
-
-    def _observed_weight(self, theta: Vector) -> Vector:
-        eta = linear_predictor(self.design, theta, self.offset)
-        mu, slope = self.link.inverse(eta), self.link.slope(eta)
+    def _expected_weight(self, terms: "_Terms") -> Vector:
         if self.is_canonical:
-            return self._expected_weight(mu, slope)
-        variance = self.family.variance(mu)
-        change = self.link.curvature(eta) / variance
-        change -= slope**2 * self.family.variance_slope(mu) / variance**2
-        weight = slope**2 / variance - (self.response - mu) * change
-        return weight if self.row_weights is None else weight * self.row_weights
+            return terms.slope
+        return terms.slope**2 / self.family.variance(terms.mu)
+
+    def _observed_weight(self, terms: "_Terms") -> Vector:
+        if self.is_canonical:
+            return terms.slope
+        variance = self.family.variance(terms.mu)
+        change = self.link.curvature(terms.eta) / variance
+        change -= terms.slope**2 * self.family.variance_slope(terms.mu) / variance**2
+        return terms.slope**2 / variance - (self.response - terms.mu) * change
+
+    def _weighted(self, values: Vector) -> Vector:
+        return values if self.row_weights is None else values * self.row_weights
 
     def psi(self, theta: Vector) -> Matrix:
         """Return the contributions of the units, (n, p)."""
-        rows = self.design * self._mean_terms(theta)[2][:, None]
+        rows = self.design * self._terms(theta).residual[:, None]
         return self._expanded(rows)
 
     def _expanded(self, rows: Matrix) -> Matrix:
@@ -172,59 +179,67 @@ class GeneralizedLinear:
 
     def sensitivity(self, theta: Vector) -> Matrix:
         """Return A, minus the mean derivative of psi (observed), (p, p)."""
-        return gram(self.design, self._observed_weight(theta)) / self.n_units
+        weight = self._weighted(self._observed_weight(self._terms(theta)))
+        return gram(self.design, weight) / self.n_units
 
     def newton_terms(self, theta: Vector) -> tuple[Vector, Vector, Matrix]:
         """Return the mean of psi, its squared size and A, in one pass.
 
         The squared size is the model's: the dispersion times the diagonal of A.
         """
-        mu, slope, residual = self._mean_terms(theta)
-        weight = self._expected_weight(mu, slope)
-        n = self.n_units
+        terms, n = self._terms(theta), self.n_units
+        weight = self._weighted(self._expected_weight(terms))
+        residual = self._weighted(terms.residual)
         sensitivity = gram(self.design, weight) / n
-        weighted = residual if self.row_weights is None else residual * self.row_weights
-        mean = gradient(self.design, weighted) / n
-        spread = float(np.mean(weighted**2) / max(float(np.mean(weight)), 1e-300))
+        spread = float(residual @ residual / max(float(weight.sum()), 1e-300))
+        mean = gradient(self.design, residual) / n
         return mean, spread * np.diag(sensitivity), sensitivity
 
     def moments(self, theta: Vector) -> Moments:
         """Return the moments of psi, streamed over row blocks."""
-        residual = self._mean_terms(theta)[2]
-        n, weights = self.n_units, self.row_weights
-        square = residual**2
-        if weights is not None:
-            square *= weights if self.weight_kind is Frequency else weights**2
-            residual = residual * weights
+        key = theta.tobytes()
+        if key not in self._last:  # the solver's check and the rule meet at the root
+            self._last.clear()
+            self._last[key] = self._moments(theta)
+        return self._last[key]
+
+    def _moments(self, theta: Vector) -> Moments:
+        terms, n = self._terms(theta), self.n_units
+        residual = self._weighted(terms.residual)
+        square = residual * (
+            terms.residual if self.weight_kind is Frequency else residual
+        )
         return Moments(
             n,
             gradient(self.design, residual) / n,
             gram(self.design, square) / n,
-            self.sensitivity(theta),
+            gram(self.design, self._weighted(self._observed_weight(terms))) / n,
         )
 
     # -------------------------------------------------------------- capabilities
 
     def working(self, theta: Vector) -> Working:
         """Return the weighted linear form at theta."""
-        mu, slope, residual = self._mean_terms(theta)
-        weight = slope if self.is_canonical else slope**2 / self.family.variance(mu)
+        terms = self._terms(theta)
+        weight = self._expected_weight(terms)
         dispersion = 1.0
         if self.has_dispersion:
-            pearson = residual**2 / weight
+            pearson = terms.residual**2 / weight
             share = self.row_weights if self.row_weights is not None else 1.0
             dispersion = float(np.sum(share * pearson) / self.n_units)
         design = self.design
         if self.weight_kind is Frequency and self.row_weights is not None:
             design = np.repeat(design, self.row_weights.astype(int), axis=0)
         return Working(
-            design, self._expanded(weight), self._expanded(residual), dispersion
+            design,
+            self._expanded(weight),
+            self._expanded(terms.residual),
+            dispersion,
         )
 
     def unit_sensitivity(self, theta: Vector) -> Matrix:
         """Return minus the derivative of each unit's psi, (n, p, p)."""
-        bare = replace(self, row_weights=None)
-        weight = self._expanded(bare._observed_weight(theta))
+        weight = self._expanded(self._observed_weight(self._terms(theta)))
         design = self.working(theta).design
         return weight[:, None, None] * design[:, :, None] * design[:, None, :]
 
@@ -279,7 +294,7 @@ class GeneralizedLinear:
 
     @property
     def start(self) -> Vector:
-        """Where the solver begins: one step of Fisher scoring, or a subsample's root."""
+        """Where the solver begins: a step of Fisher scoring, or a subsample's root."""
         n = len(self.response)
         if n >= _SUBSAMPLE_FROM:
             return self._subsample_root(n)
@@ -375,7 +390,7 @@ class GeneralizedLinear:
         check_separation(
             self.design, self.response, self.offset, self.family.name, self.names, root
         )
-        residual = self.response - self._mean_terms(root.theta)[0]
+        residual = self.response - self._terms(root.theta).mu
         scale = float(np.abs(self.response).max())
         if float(np.abs(residual).max()) <= _INTERPOLATED * scale:
             raise InterpolationError(
@@ -395,11 +410,7 @@ def _by_index(values: "pd.Series[Any]", index: Any) -> Any:
 
 
 def _collinear(
-    triangular: Matrix,
-    order: IntVector,
-    left: Vector,
-    size: Vector,
-    names: Sequence[str],
+    triangular: Any, order: Any, left: Any, size: Any, names: Sequence[str]
 ) -> IdentificationError:
     rank = int((left > _COLLINEAR).sum())
     sentences = []

@@ -96,7 +96,8 @@ def check_separation(
     if direction is None:
         return
     moved = np.abs(direction) * np.abs(design).max(axis=0)
-    involved = [names[j] for j in np.flatnonzero(moved > 1e-6 * moved.max())]
+    places = np.flatnonzero(moved > 1e-6 * moved.max())
+    involved = [names[int(j)] for j in places]
     raise SeparationError(
         f"the outcome is separated by a combination of {', '.join(involved)}: some "
         "fitted values tend to the edge of their range and the estimate lies at "

@@ -1,0 +1,112 @@
+"""Every equation of the package, one row each, for the conformance checks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import eestim as ee
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An equation made from a table, and where to look at it.
+
+    ``build(table)`` must depend on the rows of the table alone, so that the checks
+    can permute, split and duplicate them.
+    """
+
+    name: str
+    build: Callable[[pd.DataFrame], Any]
+    theta: Callable[[Any], np.ndarray]
+    is_additive: bool = True  # psi of a row does not depend on the other rows
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def table(n: int = 80, seed: int = 3) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    x, z = rng.normal(size=n), rng.normal(size=n) * 3 + 1
+    eta = 0.3 + 0.6 * x - 0.2 * z
+    return pd.DataFrame(
+        {
+            "x": x,
+            "z": z,
+            "g": rng.integers(0, 12, n),
+            "y": eta + rng.standard_t(5, n),
+            "b": (rng.random(n) < 1 / (1 + np.exp(-eta))).astype(float),
+            "c": rng.poisson(np.exp(0.5 * eta)).astype(float),
+            "w": rng.integers(1, 4, n),
+            "e": rng.uniform(0.5, 2.0, n),
+        }
+    )
+
+
+def near(equation: Any) -> np.ndarray:
+    """A point away from the root, where nothing cancels."""
+    root = ee.estimate(equation).theta
+    return root + 0.05 * np.arange(1, len(root) + 1) / len(root)
+
+
+def mean_variance(theta: Any, data: Any) -> np.ndarray:
+    centred = np.asarray(data["y"]) - theta["mean"]
+    return np.column_stack([centred, centred**2 - theta["variance"]])
+
+
+def ratio(theta: Any, data: Any) -> np.ndarray:
+    """An asymmetric A: a mean, another mean, and their ratio."""
+    y, e = np.asarray(data["y"]), np.asarray(data["e"])
+    first = np.full(len(y), theta[0] - theta[2] * theta[1])
+    return np.column_stack([y - theta[0], e - theta[1], first])
+
+
+def logistic(theta: Any, data: Any) -> np.ndarray:
+    design = np.column_stack([np.ones(len(data)), data["x"]])
+    mu = 1 / (1 + np.exp(-(design @ np.asarray(theta))))
+    return (np.asarray(data["b"]) - mu)[:, None] * design
+
+
+def logistic_jacobian(theta: Any, data: Any) -> np.ndarray:
+    design = np.column_stack([np.ones(len(data)), data["x"]])
+    mu = 1 / (1 + np.exp(-(design @ np.asarray(theta))))
+    return -(design.T * (mu * (1 - mu))) @ design / len(design)
+
+
+def _glm(formula: str, **options: Any) -> Callable[[pd.DataFrame], Any]:
+    return lambda data: ee.glm(formula, data, **options)
+
+
+CASES = [
+    Case("mean", lambda d: ee.mean("y", d), near),
+    Case("ols", lambda d: ee.ols("y ~ x + z", d), near),
+    Case("ols, frequencies", lambda d: ee.ols("y ~ x", d, weights=ee.Frequency("w")), near),
+    Case("logit", _glm("b ~ x + z", family="binomial"), near),
+    Case("probit", _glm("b ~ x + z", family="binomial", link="probit"), near),
+    Case("cloglog", _glm("b ~ x", family="binomial", link="cloglog"), near),
+    Case("cauchit", _glm("b ~ x", family="binomial", link="cauchit"), near),
+    Case("poisson", _glm("c ~ x + z", family="poisson"), near),
+    Case("poisson, exposure", _glm("c ~ x", family="poisson", exposure="e"), near),
+    Case("poisson, sqrt link", _glm("c ~ x", family="poisson", link="sqrt"), near),
+    Case("gaussian, log link", _glm("e ~ x", family="gaussian", link="log"), near),
+    Case(
+        "named blocks",
+        lambda d: ee.equation(mean_variance, d, {"mean": 0.0, "variance": 1.0}),
+        near,
+    ),
+    Case("ratio", lambda d: ee.equation(ratio, d, [0.0, 1.0, 0.0]), near),
+    Case("user logistic", lambda d: ee.equation(logistic, d, [0, 0]), near),
+    Case(
+        "user logistic, jacobian",
+        lambda d: ee.equation(logistic, d, [0, 0], jacobian=logistic_jacobian),
+        near,
+    ),
+    Case(
+        "user logistic, units",
+        lambda d: ee.equation(logistic, d, [0, 0], units="g"),
+        near,
+        is_additive=False,
+    ),
+]

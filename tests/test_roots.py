@@ -1,0 +1,200 @@
+import numpy as np
+import pytest
+from tolerances import REFERENCE
+
+import eestim as ee
+from eestim.errors import (
+    CapabilityError,
+    ConvergenceError,
+    DataError,
+    IdentificationError,
+    InterpolationError,
+    SeparationError,
+)
+from eestim.roots import Status, solve
+
+
+def simulated(n=4000, seed=5):
+    rng = np.random.default_rng(seed)
+    z, x = rng.normal(size=n), rng.normal(size=n)
+    y = (rng.random(n) < 1 / (1 + np.exp(-(0.3 + x + 0.5 * z)))).astype(float)
+    return y, x, z
+
+
+def logistic(theta, data):
+    mu = 1 / (1 + np.exp(-(data["X"] @ theta)))
+    return (data["y"] - mu)[:, None] * data["X"]
+
+
+@pytest.mark.parametrize(
+    ("location", "spread", "tolerance"),
+    [(5e7, 1e6, 1e-7), (0.0, 1e-9, 1e-7), (1.7e9, 1e3, 1e-7), (1e12, 1e3, 1e-6)],
+)
+def test_z_statistics_do_not_depend_on_location_and_scale(location, spread, tolerance):
+    y, x, z = simulated()
+    ones = np.ones(len(y))
+    raw = np.column_stack([ones, x, location + spread * z])
+    plain = np.column_stack([ones, x, z])
+    fit = ee.estimate(ee.glm(y, raw, family="binomial"))
+    standard = ee.estimate(ee.glm(y, plain, family="binomial"))
+    ratio = (fit.theta / fit.se)[1:] / (standard.theta / standard.se)[1:]
+    assert np.max(np.abs(ratio - 1)) < tolerance
+
+
+def test_a_users_psi_is_invariant_to_location_and_scale_too():
+    y, x, z = simulated()
+    ones = np.ones(len(y))
+    raw = {"y": y, "X": np.column_stack([ones, x, 5e7 + 1e6 * z])}
+    plain = {"y": y, "X": np.column_stack([ones, x, z])}
+    fit = ee.estimate(ee.equation(logistic, raw, [0, 0, 0]))
+    standard = ee.estimate(ee.equation(logistic, plain, [0, 0, 0]))
+    ratio = (fit.theta / fit.se)[1:] / (standard.theta / standard.se)[1:]
+    assert np.max(np.abs(ratio - 1)) < 1e-7
+
+
+def test_integer_float_list_and_array_starts_agree_to_the_bit():
+    def psi(theta, data):
+        c = data["y"] - theta["mean"]
+        return np.column_stack([c, c**2 - theta["variance"]])
+
+    data = {"y": np.array([1.0, 2.5, 3.6, 0.4, 9.0])}
+    equation = ee.equation(psi, data, {"mean": 0, "variance": 2})
+    starts = ([0, 2], [0.0, 2.0], (0, 2), np.array([0, 2]), np.array([0, 2], "f4"))
+    results = {ee.estimate(equation, start=start).theta.tobytes() for start in starts}
+    assert len(results) == 1
+    np.testing.assert_allclose(ee.estimate(equation).params["mean"], 3.3, rtol=1e-14)
+
+
+def test_a_start_far_away_is_damped():
+    """exp(theta) = mean of y from theta = -15: the full Newton step overflows."""
+    y = np.array([3.0, 4.0, 8.0])
+    equation = ee.equation(lambda t, d: (d["y"] - np.exp(t[0]))[:, None], {"y": y}, [-15.0])
+    fit = ee.estimate(equation)
+    np.testing.assert_allclose(fit.theta, np.log(5.0), rtol=REFERENCE)
+
+
+def test_no_root_is_reported_not_returned():
+    """theta**2 + 1 + noise has no real root."""
+    y = np.array([-0.1, 0.0, 0.1])
+    equation = ee.equation(
+        lambda t, d: (t[0] ** 2 + 1 + d["y"])[:, None], {"y": y}, [0.7]
+    )
+    root = solve(equation)
+    assert not root.is_converged
+    assert root.status in (Status.STALLED, Status.TOO_MANY_STEPS)
+    with pytest.raises(ConvergenceError, match="Try"):
+        ee.estimate(equation)
+
+
+def test_separation_names_the_covariates():
+    _, x, z = simulated(200)
+    design = np.column_stack([np.ones(200), x, z])
+    equation = ee.glm((x > 0.2).astype(float), design, family="binomial")
+    with pytest.raises(SeparationError, match="x1"):
+        ee.estimate(equation)
+
+
+def test_quasi_separation_is_found():
+    x = np.repeat([0.0, 1.0], 20)
+    y = np.concatenate([np.tile([0.0, 1.0], 10), np.ones(20)])
+    equation = ee.glm(y, np.column_stack([np.ones(40), x]), family="binomial")
+    with pytest.raises(SeparationError, match="infinity"):
+        ee.estimate(equation)
+
+
+def test_separation_of_a_poisson_mean():
+    x = np.repeat([0.0, 1.0], 20)
+    y = np.concatenate([np.tile([0.0, 3.0], 10), np.zeros(20)])
+    equation = ee.glm(y, np.column_stack([np.ones(40), x]), family="poisson")
+    with pytest.raises(SeparationError, match="infinity"):
+        ee.estimate(equation)
+
+
+def test_strong_but_overlapping_effects_are_not_called_separated():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=3000) * 6
+    y = (rng.random(3000) < 1 / (1 + np.exp(-2 * x))).astype(float)
+    fit = ee.estimate(ee.glm(y, np.column_stack([np.ones(3000), x]), family="binomial"))
+    assert abs(fit.theta[1] - 2) < 4 * fit.se.iloc[1]
+
+
+def test_a_users_separated_psi_does_not_return_a_standard_error():
+    _, x, _ = simulated(300)
+    data = {"y": (x > 0.2).astype(float), "X": np.column_stack([np.ones(300), x])}
+    with pytest.raises((ConvergenceError, IdentificationError, InterpolationError)):
+        ee.estimate(ee.equation(logistic, data, [0, 0]))
+
+
+def test_collinear_columns_are_named():
+    y, x, z = simulated(100)
+    design = np.column_stack([np.ones(100), x, z, 2 * x - 3])
+    with pytest.raises(IdentificationError, match=r"x0 = .*x3.*x1|x3 = .*x1"):
+        ee.estimate(ee.ols(y + x, design))
+
+
+def test_a_redundant_parameter_of_a_user_psi_is_named():
+    y = np.array([1.0, 2.0, 4.0, 4.5])
+
+    def psi(theta, data):
+        residual = data["y"] - theta["level"] - theta["shift"]
+        return np.column_stack([residual, 2 * residual])
+
+    equation = ee.equation(psi, {"y": y}, {"level": 0.0, "shift": 0.0})
+    with pytest.raises(IdentificationError, match=r"\+1\*level -1\*shift"):
+        ee.estimate(equation)
+
+
+def test_interpolation_is_refused():
+    x = np.arange(6.0)
+    with pytest.raises(InterpolationError, match="exactly"):
+        ee.estimate(ee.ols(1 + 2 * x, np.column_stack([np.ones(6), x])))
+    saturated = ee.equation(
+        lambda t, d: d["I"] * (d["y"] - t)[:, None],
+        {"I": np.eye(4), "y": np.array([1.0, 2.0, 3.0, 5.0])},
+        np.zeros(4),
+    )
+    with pytest.raises(InterpolationError, match="interpolate"):
+        ee.estimate(saturated)
+
+
+def test_a_root_found_elsewhere_reports_its_residual_in_noise():
+    y = np.array([1.0, 2.0, 6.0, 3.0])
+    exact = ee.estimate(ee.mean(y), root=[3.0])
+    assert exact.root.status is Status.GIVEN and exact.root.residual < 1e-12
+    off = ee.estimate(ee.mean(y), root=[3.0 + np.sqrt(np.mean((y - 3) ** 2) / 4)])
+    # n^(1/2) |mean psi| / rms(psi) with psi = y - 3 - d, d = s / 2 and s the rms
+    assert abs(off.root.residual - 1 / np.sqrt(1.25)) < 1e-12
+    assert any(finding.name == "root residual" for finding in off.findings)
+
+
+def test_bad_starts():
+    equation = ee.mean([1.0, 2.0, 5.0])
+    with pytest.raises(DataError, match="2 entries for 1"):
+        ee.estimate(equation, start=[0, 1])
+    with pytest.raises(DataError, match="not finite"):
+        ee.estimate(equation, start=[np.nan])
+    with pytest.raises(ValueError, match="not both"):
+        ee.estimate(equation, start=[0], root=[0])
+
+
+def test_over_identified_equations_are_refused():
+    y = np.array([1.0, 2.0, 4.0])
+    equation = ee.equation(
+        lambda t, d: np.column_stack([d["y"] - t[0], d["y"] ** 2 - t[0] ** 2 - 1]),
+        {"y": y},
+        [1.0],
+    )
+    with pytest.raises((CapabilityError, IdentificationError), match="GMM"):
+        ee.estimate(equation)
+
+
+def test_linear_system_against_polyfit_of_an_ill_conditioned_design():
+    """A cubic in the year: the condition of X'X is far beyond 1 / eps."""
+    year = np.linspace(1950, 2020, 71)
+    y = 3 + 0.1 * (year - 1985) + 0.002 * (year - 1985) ** 2 + np.sin(7 * year)
+    raw = np.column_stack([year**k for k in range(4)])
+    centred = np.column_stack([((year - 1985) / 35) ** k for k in range(4)])
+    fit, oracle = ee.estimate(ee.ols(y, raw)), ee.estimate(ee.ols(y, centred))
+    a = (fit.theta / fit.se.to_numpy())[3]
+    b = (oracle.theta / oracle.se.to_numpy())[3]
+    assert abs(a / b - 1) < 1e-5
