@@ -9,7 +9,7 @@ function of these::
 """
 
 from eestim import models
-from eestim.covariance import HC, OPG, ModelBased
+from eestim.covariance import HC, OPG, Clustered, ModelBased
 from eestim.equations import equation
 from eestim.estimation import Estimate, estimate
 from eestim.models import glm, mean, ols
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HC",
     "OPG",
+    "Clustered",
     "Estimate",
     "Frequency",
     "Importance",

@@ -79,8 +79,8 @@ def check_finite(array: Matrix, argument: str) -> Matrix:
     DataError
         If a value is NaN or infinite.
     """
-    if array.size and not np.isfinite(np.dot(array.ravel(), np.zeros(array.size))):
-        finite = np.isfinite(array)
+    finite = np.isfinite(array)
+    if not finite.all():
         bad = ~(finite if array.ndim <= 1 else finite.reshape(len(array), -1).all(1))
         kind = "missing" if np.isnan(array).any() else "infinite"
         raise DataError(

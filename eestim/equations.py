@@ -412,7 +412,8 @@ def labels_of(values: Any, argument: str, n_rows: int) -> tuple[IntVector, int]:
     return codes.astype(np.intp), len(groups)
 
 
-def _checked_data(data: Any) -> int:
+def checked_data(data: Any) -> int:
+    """Return the number of rows of a mapping or DataFrame, all values finite."""
     if not isinstance(data, Mapping | pd.DataFrame):
         raise TypeError(
             "`data` must be a mapping of arrays or a DataFrame; got "
@@ -480,7 +481,7 @@ def equation(
             name: np.asarray(value) if isinstance(value, list | tuple) else value
             for name, value in data.items()
         }
-    n_rows = _checked_data(data)
+    n_rows = checked_data(data)
     vector, blocks, labels = named_blocks(start, names)
     codes = None
     if units is not None:

@@ -116,9 +116,9 @@ class Estimate:
 
     def _law_dof(self, method: str | None) -> Vector:
         """Return the degrees of freedom that an interval method uses."""
-        law: Vector = np.empty(len(self.names))
-        law[:] = np.inf if method == "wald" else self.spread.dof
-        return law
+        if method == "wald":
+            return np.full(len(self.names), np.inf)
+        return self.dof.to_numpy(dtype=np.float64)
 
     def _quantile(self, level: float, method: str | None) -> Vector:
         if not 0.0 < level < 1.0:
@@ -256,7 +256,8 @@ class Estimate:
         """
 
         def value(theta: Vector) -> Vector:
-            return np.atleast_1d(as_float(h(self._named(theta)), "h")).ravel()
+            with np.errstate(all="ignore"):  # what is not finite is refused below
+                return np.atleast_1d(as_float(h(self._named(theta)), "h")).ravel()
 
         estimate = value(self.theta)
         labels = tuple(names) if names else _default_names(len(estimate))

@@ -82,7 +82,11 @@ def _glm(formula: str, **options: Any) -> Callable[[pd.DataFrame], Any]:
 CASES = [
     Case("mean", lambda d: ee.mean("y", d), near),
     Case("ols", lambda d: ee.ols("y ~ x + z", d), near),
-    Case("ols, frequencies", lambda d: ee.ols("y ~ x", d, weights=ee.Frequency("w")), near),
+    Case(
+        "ols, frequencies",
+        lambda d: ee.ols("y ~ x", d, weights=ee.Frequency("w")),
+        near,
+    ),
     Case("logit", _glm("b ~ x + z", family="binomial"), near),
     Case("probit", _glm("b ~ x + z", family="binomial", link="probit"), near),
     Case("cloglog", _glm("b ~ x", family="binomial", link="cloglog"), near),

@@ -28,7 +28,7 @@ def test_equilibrated_rows_and_columns_have_size_near_one(rng):
     A = rng.normal(size=(5, 5)) * 10.0 ** rng.integers(-9, 9, (5, 1))
     rows, columns = equilibrating_scales(A)
     size = np.abs(A * rows[:, None] * columns)
-    assert 0.25 < size.max(axis=0).min() and size.max(axis=0).max() < 4
+    assert size.max(axis=0).min() > 0.25 and size.max(axis=0).max() < 4
     assert (np.log2(rows) == np.rint(np.log2(rows))).all()
 
 

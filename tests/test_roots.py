@@ -68,7 +68,9 @@ def test_integer_float_list_and_array_starts_agree_to_the_bit():
 def test_a_start_far_away_is_damped():
     """exp(theta) = mean of y from theta = -15: the full Newton step overflows."""
     y = np.array([3.0, 4.0, 8.0])
-    equation = ee.equation(lambda t, d: (d["y"] - np.exp(t[0]))[:, None], {"y": y}, [-15.0])
+    equation = ee.equation(
+        lambda t, d: (d["y"] - np.exp(t[0]))[:, None], {"y": y}, [-15.0]
+    )
     fit = ee.estimate(equation)
     np.testing.assert_allclose(fit.theta, np.log(5.0), rtol=REFERENCE)
 

@@ -184,7 +184,8 @@ def sandwich(
     factor = sensitivity_factor(sensitivity, names, error)
     half = factor.solve(meat)
     covariance: Matrix = factor.solve(half.T).T / n_units
-    return (covariance + covariance.T) / 2
+    symmetric: Matrix = (covariance + covariance.T) / 2
+    return symmetric
 
 
 def equation_sandwich(
@@ -202,7 +203,8 @@ def influence_of(psi: Matrix, factor: Factor) -> Matrix:
 
     ``theta_hat - theta`` is close to the mean of these rows.
     """
-    return factor.solve(psi.T).T
+    influence: Matrix = factor.solve(psi.T).T
+    return influence
 
 
 def row_psi(equation: EstimatingEquation, theta: Vector) -> Matrix:

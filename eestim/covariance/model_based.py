@@ -18,7 +18,9 @@ __all__ = ["OPG", "ModelBased"]
 
 @dataclass(frozen=True, slots=True)
 class ModelBased:
-    r"""Inverse information, right only if the model is: :math:`\phi A^{-1} / n`.
+    r"""Inverse expected information, :math:`\phi (X^\top W X)^{-1}`.
+
+    Right only if the model is; the same as for R's `glm` and statsmodels.
 
     Attributes
     ----------
@@ -51,8 +53,9 @@ class ModelBased:
         dispersion = working.dispersion
         if is_estimated and self.df_adjust:
             dispersion *= n / (n - k)
-        factor = sensitivity_factor(equation.sensitivity(root.theta), equation.names)
-        matrix = dispersion * factor.solve(np.eye(k)) / n
+        information = working.design.T @ (working.design * working.weight[:, None])
+        factor = sensitivity_factor(information, equation.names)
+        matrix = dispersion * factor.solve(np.eye(k))
         return Covariance(
             (matrix + matrix.T) / 2,
             "model-based" if self.df_adjust or not is_estimated else "model-based, /n",

@@ -1,0 +1,601 @@
+r"""Arithmetic of clusters on arrays: sums, adjusted scores, degrees of freedom.
+
+CR2 and CR3 replace the residuals of cluster g by ``K_g e_g``, where ``K_g`` undoes
+the shrinkage of fitted residuals by the hat matrix. Written in the orthonormal basis
+``Z = W^{1/2} X R^{-1}`` of the weighted design, everything that a covariance or its
+degrees of freedom need of a cluster is (p, p), however many rows it has:
+
+.. math::
+    J_g = Z_g^\top Z_g, \quad Y_g = K_g^\top Z_g, \quad
+    S_g = Y_g^\top Y_g, \quad F_g = Z_g^\top Y_g .
+
+The hat matrix of the cluster has the eigenvalues of ``J_g`` and zeros, so a power of
+``I - H_gg`` is the identity plus a matrix on the columns of ``Z_g``; no (n_g, n_g)
+array is ever formed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import linalg, special
+
+from eestim._arrays import IntVector, Matrix, Vector
+
+__all__ = [
+    "ClusteredRegression",
+    "Pieces",
+    "clip_negative",
+    "clustered_regression",
+    "inverse_root_nodes",
+    "merge_sums",
+    "pieces",
+    "quadratic_moments",
+    "response_root",
+    "satterthwaite_dof",
+    "signed_intersections",
+    "untransposed_scores",
+]
+
+_ROWS = 1 << 14  # rows whitened at a time; a larger cluster is a block of its own
+_ENTRIES = 1 << 19  # of (p, p) matrices held at a time
+_NODE_ENTRIES = 1 << 18  # of the (nodes, p, rows) products of a quadrature
+# One minus a leverage eigenvalue below this is the rounding of an exact zero: the
+# cluster alone determines a direction of theta and its residuals there vanish.
+_FULL_LEVERAGE = 1e-10
+_MOMENT_ENTRIES = 1 << 22  # of one (p, p) matrix for each contrast
+_NO_VARIANCE = 1e-10  # expected variance of a contrast, 1 for independent rows
+
+
+# ------------------------------------------------------------------ sums by label
+
+
+def merge_sums(
+    labels: Sequence[Any] | npt.NDArray[Any],
+    sums: Matrix,
+    other_labels: Sequence[Any] | npt.NDArray[Any],
+    other_sums: Matrix,
+) -> tuple[npt.NDArray[Any], Matrix]:
+    """Return the sums by label of the union of two blocks of rows.
+
+    A cluster may span blocks, workers or batches: its partial sums add up. The
+    operation is associative, and commutative up to the order of labels.
+
+    Parameters
+    ----------
+    labels : (G,) labels, each once
+    sums : (G, q) array
+        Sums of the rows of each label.
+    other_labels, other_sums : the same for the other block
+
+    Examples
+    --------
+    >>> labels, sums = merge_sums(["a", "b"], np.eye(2), ["b"], np.ones((1, 2)))
+    >>> labels.tolist(), sums.tolist()
+    (['a', 'b'], [[1.0, 0.0], [1.0, 2.0]])
+    """
+    every = np.concatenate([np.asarray(labels), np.asarray(other_labels)])
+    codes, groups = pd.factorize(every)
+    merged = np.zeros((len(groups), sums.shape[1]))
+    np.add.at(merged, codes, np.concatenate([sums, other_sums]))
+    return np.asarray(groups), merged
+
+
+def signed_intersections(
+    ways: Sequence[IntVector],
+) -> list[tuple[int, tuple[int, ...], IntVector, int]]:
+    r"""Return the terms of multi-way clustering by inclusion and exclusion.
+
+    .. math:: M = \sum_{r} (-1)^{|r| + 1} M_r
+
+    over the non-empty subsets r of the ways, where ``M_r`` clusters on the
+    intersections of the groups of r.
+
+    Returns
+    -------
+    list of (sign, ways, codes, n_groups)
+        In order of the number of ways; the last is the intersection of all.
+
+    References
+    ----------
+    Cameron, Gelbach and Miller (2011), J. Bus. Econ. Stat. 29, 238-249, eq. 2.13.
+
+    Examples
+    --------
+    >>> ways = [np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])]
+    >>> [(sign, way, groups) for sign, way, _, groups in signed_intersections(ways)]
+    [(1, (0,), 2), (1, (1,), 2), (-1, (0, 1), 4)]
+    """
+    found: dict[tuple[int, ...], tuple[IntVector, int]] = {}
+    terms = []
+    for size in range(1, len(ways) + 1):
+        for subset in combinations(range(len(ways)), size):
+            codes, groups = _compress(ways[subset[-1]])
+            if size > 1:
+                rest, _ = found[subset[:-1]]
+                codes, groups = _compress(rest * groups + codes)
+            found[subset] = codes, groups
+            terms.append(((-1) ** (size + 1), subset, codes, groups))
+    return terms
+
+
+def _compress(codes: IntVector) -> tuple[IntVector, int]:
+    compact, groups = pd.factorize(codes)
+    return compact.astype(np.intp), len(groups)
+
+
+def clip_negative(covariance: Matrix, scale: Vector) -> Matrix:
+    r"""Return the covariance with its negative eigenvalues set to zero.
+
+    .. math:: V_+ = U \max(\Lambda, 0) U^\top, \quad V = U \Lambda U^\top,
+
+    written as V plus its negative part, so that entries much smaller than the
+    largest keep their digits. Where the units of measure are so different that the
+    negative part is lost in rounding, it is removed in units of ``scale``.
+
+    Parameters
+    ----------
+    covariance : (p, p) array
+    scale : (p,) array
+        Positive standard errors of the same parameters, of the order of the
+        right ones.
+
+    References
+    ----------
+    Cameron, Gelbach and Miller (2011), J. Bus. Econ. Stat. 29, 238-249, p. 241.
+
+    Examples
+    --------
+    >>> clip_negative(np.diag([1.0, -0.5]), np.ones(2))
+    array([[1., 0.], [0., 0.]])
+    """
+    repaired = covariance + _negative_part(covariance)
+    units = np.outer(scale, scale)
+    clipped: Matrix = repaired + _negative_part(repaired / units) * units
+    return clipped
+
+
+def _negative_part(matrix: Matrix) -> Matrix:
+    values, vectors = np.linalg.eigh(matrix)
+    rounding = 1e-14 * len(values) * np.abs(values).max()
+    size = np.where(values < -rounding, -values, 0.0)
+    part: Matrix = (vectors * size) @ vectors.T
+    return part
+
+
+# ----------------------------------------------------------- the grouped regression
+
+
+@dataclass(frozen=True, slots=True)
+class ClusteredRegression:
+    """A weighted regression whose rows are grouped, at one theta.
+
+    Attributes
+    ----------
+    design : (n, p) array
+    weight, residual : (n,) arrays
+        ``psi_i = design_i residual_i`` and ``A = X' diag(weight) X / n``.
+    variance : (n,) array or None
+        Working variance of the response, up to a factor; None where the root of
+        ``I - H_gg`` is taken in units of the working standard deviation.
+    power : float
+        0 leaves residuals alone, 0.5 is CR2, 1 is CR3.
+    triangle : (p, p) array
+        R of the QR factors of ``sqrt(weight) * design``.
+    order : (n,) array
+        Rows sorted by cluster.
+    bounds : (G + 1,) array
+        Cluster g is ``order[bounds[g]:bounds[g + 1]]``.
+    """
+
+    design: Matrix
+    weight: Vector
+    residual: Vector
+    variance: Vector | None
+    power: float
+    triangle: Matrix
+    order: IntVector
+    bounds: IntVector
+
+    @property
+    def n_groups(self) -> int:
+        """Number of clusters, G."""
+        return len(self.bounds) - 1
+
+
+def clustered_regression(
+    design: Matrix,
+    weight: Vector,
+    residual: Vector,
+    codes: IntVector,
+    power: float,
+    variance: Vector | None = None,
+) -> ClusteredRegression:
+    """Return the regression with its rows grouped by ``codes``.
+
+    Parameters
+    ----------
+    design : (n, p) array
+        Of full column rank once weighted.
+    weight, residual : (n,) arrays
+    codes : (n,) array of int
+        Cluster of each row.
+    power : float
+        0, 0.5 (CR2) or 1 (CR3).
+    variance : (n,) array, optional
+    """
+    order = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes)
+    bounds = np.concatenate([[0], np.cumsum(sizes[sizes > 0])])
+    return ClusteredRegression(
+        design,
+        weight,
+        residual,
+        variance,
+        power,
+        _triangle(design, weight),
+        order,
+        bounds.astype(np.intp),
+    )
+
+
+def _triangle(design: Matrix, weight: Vector) -> Matrix:
+    """Return R of the QR factors of the weighted design, in blocks of rows."""
+    p = design.shape[1]
+    triangle: Matrix = np.zeros((0, p))
+    for start in range(0, len(design), max(_ROWS, p)):
+        rows = slice(start, start + max(_ROWS, p))
+        block = np.sqrt(weight[rows])[:, None] * design[rows]
+        (triangle,) = linalg.qr(
+            np.concatenate([triangle, block]), mode="r", check_finite=False
+        )
+        triangle = triangle[:p]
+    return triangle
+
+
+def _blocks(bounds: IntVector, most_groups: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of whole clusters with a bounded number of rows and clusters."""
+    first, groups = 0, len(bounds) - 1
+    while first < groups:
+        last = int(np.searchsorted(bounds, bounds[first] + _ROWS, side="right")) - 1
+        last = min(max(last, first + 1), first + most_groups, groups)
+        yield first, last
+        first = last
+
+
+def _whitened(model: ClusteredRegression, rows: IntVector) -> tuple[Matrix, Vector]:
+    """Return the rows of Z and the residuals in working standard deviations."""
+    spread = np.sqrt(model.weight[rows])
+    weighted = spread[:, None] * model.design[rows]
+    basis = linalg.solve_triangular(
+        model.triangle, weighted.T, trans="T", check_finite=False
+    ).T
+    error = np.divide(
+        model.residual[rows], spread, out=np.zeros_like(spread), where=spread > 0
+    )
+    return np.ascontiguousarray(basis), error
+
+
+# --------------------------------------------------------------- CR0, CR2 and CR3
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """What the covariance and its degrees of freedom need of a block of clusters.
+
+    Attributes
+    ----------
+    scores : (B, p) array
+        Adjusted sums ``Y_g' e_g``, in the basis Z.
+    spread : (B, p, p) array
+        ``S_g``, variance of the scores if the residuals were the errors.
+    cross : (B, p, p) array
+        ``F_g``, through which the scores of two clusters are correlated.
+    n_singular : int
+        Clusters that determine a direction of theta alone.
+    """
+
+    scores: Matrix
+    spread: npt.NDArray[np.float64]
+    cross: npt.NDArray[np.float64]
+    n_singular: int
+
+
+def pieces(model: ClusteredRegression) -> Iterator[Pieces]:
+    r"""Yield the pieces of consecutive blocks of clusters.
+
+    .. math::
+        K_g = I, \quad (I - H_{gg})^{-1/2}, \quad (I - H_{gg})^{-1}
+
+    for the powers 0, 1/2 and 1, with eigenvalues of ``I - H_gg`` that vanish left
+    out (Moore-Penrose). With a working variance ``Phi`` that varies within the
+    cluster, CR2 is :math:`K_g = \{\Phi_g (I - H_{gg}) \Phi_g\}^{-1/2} \Phi_g`, the
+    symmetric root in units of the response.
+
+    References
+    ----------
+    Bell and McCaffrey (2002), Survey Methodology 28, 169-181; Pustejovsky and
+    Tipton (2018), J. Bus. Econ. Stat. 36, 672-683, eqs. 7-8 (with D = Phi^{1/2}).
+    """
+    p = model.design.shape[1]
+    for first, last in _blocks(model.bounds, max(1, _ENTRIES // p**2)):
+        rows = model.order[model.bounds[first] : model.bounds[last]]
+        starts = model.bounds[first : last + 1] - model.bounds[first]
+        basis, error = _whitened(model, rows)
+        gram = np.stack([basis[a:b].T @ basis[a:b] for a, b in pairwise(starts)])
+        sums = np.add.reduceat(basis * error[:, None], starts[:-1], axis=0)
+        made = _adjusted(gram, sums, model.power)
+        if model.variance is not None and model.power == 0.5:
+            _adjust_in_response(made, gram, basis, error, model.variance[rows], starts)
+        yield made
+
+
+def _adjusted(gram: npt.NDArray[np.float64], sums: Matrix, power: float) -> Pieces:
+    """Return the pieces where powers of ``I - H_gg`` act through ``J_g`` alone."""
+    if power == 0.0:
+        return Pieces(sums, gram, gram, 0)
+    values, vectors = np.linalg.eigh(gram)
+    free = 1.0 - values
+    is_full = free < _FULL_LEVERAGE
+    factor = np.where(is_full, 0.0, np.where(is_full, 1.0, free) ** -power)
+    turned = np.einsum("gij,gi->gj", vectors, sums)
+    scores = np.einsum("gij,gj->gi", vectors, factor * turned)
+    backward = np.swapaxes(vectors, 1, 2)
+    spread = (vectors * (factor**2 * values)[:, None, :]) @ backward
+    cross = (vectors * (factor * values)[:, None, :]) @ backward
+    return Pieces(scores, spread, cross, int(is_full.any(axis=1).sum()))
+
+
+def _adjust_in_response(
+    made: Pieces,
+    gram: npt.NDArray[np.float64],
+    basis: Matrix,
+    error: Vector,
+    variance: Vector,
+    starts: IntVector,
+) -> None:
+    """Overwrite the pieces of clusters whose working variance varies."""
+    lowest = np.minimum.reduceat(variance, starts[:-1])
+    highest = np.maximum.reduceat(variance, starts[:-1])
+    for g in np.flatnonzero(highest > lowest * (1.0 + 1e-12)):
+        rows = slice(starts[g], starts[g + 1])
+        inside = basis[rows]
+        adjusted = response_root(inside, variance[rows] / highest[g], gram[g])
+        made.scores[g] = adjusted.T @ error[rows]
+        made.spread[g] = adjusted.T @ adjusted
+        made.cross[g] = inside.T @ adjusted
+
+
+def response_root(basis: Matrix, variance: Vector, gram: Matrix) -> Matrix:
+    r"""Return ``Y = Phi {Phi (I - Z Z') Phi}^{-1/2} Z`` without an (n_g, n_g) array.
+
+    .. math::
+        B^{-1/2} = \frac{2}{\pi} \int_0^\infty (B + t^2 I)^{-1} dt, \quad
+        B = \Phi^2 - \Phi Z Z^\top \Phi,
+
+    each inverse by Woodbury's identity through a (p, p) matrix in which nothing is
+    subtracted, the integral by a rule that converges geometrically.
+
+    Parameters
+    ----------
+    basis : (n_g, p) array
+        Z, the cluster's rows of an orthonormal basis.
+    variance : (n_g,) array
+        Positive diagonal of Phi.
+    gram : (p, p) array
+        ``Z' Z``.
+
+    References
+    ----------
+    Hale, Higham and Trefethen (2008), SIAM J. Numer. Anal. 46, 2505-2523.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    free = 1.0 - values
+    is_full = free < _FULL_LEVERAGE
+    remaining = (vectors * np.where(is_full, 0.0, free)) @ vectors.T
+    right = basis
+    if is_full.any():  # the null space of B is left out of the root
+        null = np.linalg.qr((basis / variance[:, None]) @ vectors[:, is_full])[0]
+        right = basis - null @ (null.T @ basis)
+    smallest = float(free[~is_full].min(initial=1.0))
+    squares = np.square(variance)
+    nodes, weights = inverse_root_nodes(
+        smallest * float(squares.min()), float(squares.max())
+    )
+    inner = np.zeros((2, len(nodes), *gram.shape))
+    size = max(1, _NODE_ENTRIES // (len(nodes) * len(gram)))
+    chunks = [slice(a, a + size) for a in range(0, len(basis), size)]
+    for rows in chunks:
+        shrunk = 1.0 / (squares[rows] + nodes[:, None] ** 2)  # (nodes, rows)
+        turned = basis[rows].T[None]
+        inner[0] += (turned * (nodes[:, None] ** 2 * shrunk)[:, None]) @ basis[rows]
+        inner[1] += (turned * (variance[rows] * shrunk)[:, None]) @ right[rows]
+    solved = np.linalg.solve(remaining + inner[0], inner[1]) * weights[:, None, None]
+    root = right.copy()
+    for rows in chunks:
+        shrunk = squares[rows] / (squares[rows] + nodes[:, None] ** 2)
+        root[rows] += np.einsum("tr,trk->rk", shrunk, basis[rows] @ solved)
+    return root
+
+
+def inverse_root_nodes(low: float, high: float) -> tuple[Vector, Vector]:
+    r"""Return t and w with :math:`\sum_j w_j / (b + t_j^2) = b^{-1/2}` on [low, high].
+
+    The substitution :math:`t = \sqrt{low}\, \mathrm{sc}(u, k')` with
+    :math:`k^2 = low / high` makes the integrand periodic and analytic, so the
+    midpoint rule converges like :math:`\exp\{-2 \pi^2 N / \log(16 high / low)\}`;
+    N is chosen for full precision.
+
+    References
+    ----------
+    Hale, Higham and Trefethen (2008), SIAM J. Numer. Anal. 46, 2505-2523, sec. 4.
+
+    Examples
+    --------
+    >>> t, w = inverse_root_nodes(1e-6, 1.0)
+    >>> round(float((w / (0.01 + t**2)).sum()), 12)
+    10.0
+    """
+    ratio = min(low / high, 0.25)
+    low = ratio * high
+    modulus = float(np.sqrt(ratio))
+    quarter = float(special.ellipk(ratio))
+    period = float(special.ellipkm1(ratio))  # K'
+    count = int(np.ceil(37.0 * np.log(16.0 / ratio) / (2.0 * np.pi**2))) + 1
+    count += count % 2
+    u = (np.arange(count // 2) + 0.5) * period / count
+    # sc(u, k') = -i sn(iu, k) by its Fourier series in the nome of k, which
+    # converges fast for u <= K'/2; the other half follows by reflection.
+    nome = np.exp(-np.pi * period / quarter)
+    odd = 2.0 * np.arange(24)[:, None] + 1.0
+    terms = nome ** (odd / 2) / (1.0 - nome**odd)
+    series = terms * np.sinh(odd * np.pi * u / (2.0 * quarter))
+    tangent = 2.0 * np.pi / (quarter * modulus) * series.sum(axis=0)
+    tangent = np.concatenate([tangent, 1.0 / (modulus * tangent)])
+    speed = np.sqrt((1.0 + ratio * tangent**2) * (1.0 + tangent**2))
+    weights = 2.0 / np.pi * np.sqrt(low) * speed * period / count
+    return np.sqrt(low) * tangent, weights
+
+
+def untransposed_scores(model: ClusteredRegression) -> Iterator[Matrix]:
+    r"""Yield the scores of ``vcovCL(type = "HC2" | "HC3")`` of R `sandwich`, (B, p).
+
+    .. math:: X_g^\top (I - X_g (X^\top W X)^{-1} X_g^\top W_g)^{-a} u_g,
+
+    with the score residuals u and a = 1/2 or 1 (``power``). For unit weights this
+    is CR2 or CR3. With others the hat matrix acts on residuals that are already
+    weighted, so the result is not the leave-one-cluster-out one; it is kept to
+    reproduce that package.
+
+    References
+    ----------
+    Zeileis, Koell and Graham (2020), J. Stat. Softw. 95(1), section 3.2.
+    """
+    p = model.design.shape[1]
+    for first, last in _blocks(model.bounds, max(1, _ENTRIES // p**2)):
+        rows = model.order[model.bounds[first] : model.bounds[last]]
+        starts = model.bounds[first : last + 1] - model.bounds[first]
+        design, residual = model.design[rows], model.residual[rows]
+        basis, _ = _whitened(model, rows)
+        spans = list(pairwise(starts))
+        gram = np.stack([basis[a:b].T @ basis[a:b] for a, b in spans])
+        plain = np.stack([design[a:b].T @ design[a:b] for a, b in spans])
+        sums = np.add.reduceat(design * residual[:, None], starts[:-1], axis=0)
+        weighted = np.add.reduceat(
+            design * (model.weight[rows] * residual)[:, None], starts[:-1], axis=0
+        )
+        values, vectors = np.linalg.eigh(gram)
+        values = np.clip(values, 1e-300, 1.0 - _FULL_LEVERAGE)
+        excess = np.expm1(-model.power * np.log1p(-values)) / values
+        inner = linalg.solve_triangular(model.triangle, weighted.T, trans="T").T
+        inner = np.einsum("gij,gi->gj", vectors, inner)
+        inner = np.einsum("gij,gj->gi", vectors, excess * inner)
+        inner = linalg.solve_triangular(model.triangle, inner.T).T
+        yield sums + np.einsum("gij,gj->gi", plain, inner)
+
+
+# ------------------------------------------------------- moments of the covariance
+
+
+def satterthwaite_dof(model: ClusteredRegression, contrasts: Matrix) -> Vector:
+    r"""Return the degrees of freedom of the variance of each contrast, (m,).
+
+    .. math::
+        \nu = \frac{(\sum_g P_{gg})^2}{\sum_{g,h} P_{gh}^2}, \quad
+        P_{gh} = 1\{g = h\}\, u^\top S_g u - u^\top F_g^\top F_h u, \quad
+        u = R^{-\top} c,
+
+    P being the covariance of the clusters' contributions under the working model.
+
+    Parameters
+    ----------
+    model : ClusteredRegression
+    contrasts : (m, p) array
+        Rows c; the variance is that of ``c' theta``. Where the residuals carry no
+        information on it (its variance is zero whatever the errors) the result is 0.
+
+    References
+    ----------
+    Bell and McCaffrey (2002), Survey Methodology 28, 169-181, eq. 8; Pustejovsky
+    and Tipton (2018), J. Bus. Econ. Stat. 36, 672-683, eq. 9.
+    """
+    most = max(1, _MOMENT_ENTRIES // contrasts.shape[1] ** 2)
+    if len(contrasts) > most:
+        parts = np.split(contrasts, range(most, len(contrasts), most))
+        return np.concatenate([satterthwaite_dof(model, part) for part in parts])
+    turned = _turned(model, contrasts)
+    m, p = turned.shape
+    total, squares = np.zeros(m), np.zeros(m)
+    outer = np.zeros((m, p, p))
+    for block in pieces(model):
+        own = np.einsum("mi,gij,mj->gm", turned, block.spread, turned, optimize=True)
+        shared = np.einsum("gij,mj->mgi", block.cross, turned)
+        length = np.square(shared).sum(axis=2).T
+        total += (own - length).sum(axis=0)
+        squares += (own**2 - 2.0 * own * length).sum(axis=0)
+        outer += np.swapaxes(shared, 1, 2) @ shared
+    squares += np.square(outer).sum(axis=(1, 2))
+    is_seen = total > _NO_VARIANCE
+    return np.where(is_seen, total**2 / np.where(is_seen, squares, 1.0), 0.0)
+
+
+def _turned(model: ClusteredRegression, contrasts: Matrix) -> Matrix:
+    """Return ``R^{-T} c`` for the rows c, scaled to length one, (m, p)."""
+    turned = linalg.solve_triangular(model.triangle, contrasts.T, trans="T").T
+    scaled: Matrix = turned / np.linalg.norm(turned, axis=1, keepdims=True)
+    return scaled
+
+
+def quadratic_moments(
+    model: ClusteredRegression, contrasts: Matrix
+) -> tuple[Matrix, npt.NDArray[np.float64]]:
+    r"""Return mean and covariance of the cluster covariance of several contrasts.
+
+    Under the working model and normal errors, ``C V C'`` is
+    :math:`\sum_g y_g y_g^\top` with
+    :math:`E\, y_{gs} y_{ht} = P^{st}_{gh}`, hence
+
+    .. math::
+        E_{st} = \sum_g P^{st}_{gg}, \quad
+        \mathrm{Cov}_{st,uv} =
+        \sum_{g,h} P^{su}_{gh} P^{tv}_{gh} + P^{sv}_{gh} P^{tu}_{gh} .
+
+    Parameters
+    ----------
+    model : ClusteredRegression
+    contrasts : (q, p) array
+
+    Returns
+    -------
+    mean : (q, q) array
+    covariance : (q, q, q, q) array
+        In units in which a row of contrasts has variance one under the model with
+        independent rows.
+
+    References
+    ----------
+    Pustejovsky and Tipton (2018), J. Bus. Econ. Stat. 36, 672-683, appendix.
+    """
+    turned = _turned(model, contrasts)
+    q, p = turned.shape
+    mean, product = np.zeros((q, q)), np.zeros((q * q, q * q))
+    outer = np.zeros((q, q, p, p))  # sum over g of f_g^s f_g^t'
+    for block in pieces(model):
+        own = np.einsum("si,gij,tj->gst", turned, block.spread, turned, optimize=True)
+        shared = np.einsum("gij,sj->gsi", block.cross, turned)
+        both = shared @ np.swapaxes(shared, 1, 2)
+        mean += (own - both).sum(axis=0)
+        flat, pair = own.reshape(-1, q * q), both.reshape(-1, q * q)
+        product += flat.T @ flat - flat.T @ pair - pair.T @ flat
+        outer += np.einsum("gsi,gtj->stij", shared, shared, optimize=True)
+    # sum over g, h of P^{su}_{gh} P^{tv}_{gh}, indexed (s, u, t, v)
+    halves = outer.reshape(q * q, p * p)
+    linked = (halves @ halves.T).reshape(q, q, q, q)  # (s, t, u, v)
+    paired = product.reshape(q, q, q, q) + np.swapaxes(linked, 1, 2)
+    first = np.swapaxes(paired, 1, 2)  # (s, t, u, v): P^{su} P^{tv}
+    covariance = first + np.swapaxes(first, 2, 3)
+    return mean, covariance
