@@ -1,55 +1,106 @@
-"""Central differences with steps chosen from the response, not from theta alone."""
+"""Differences of psi: steps chosen from its response, and care at kinks and jumps.
+
+A step relative to theta alone fails at zero and in unusual units of measure, so steps
+are chosen by how much the response moves. Where psi has kinks (Huber), steps shrink
+until no unit lies on one. Where psi jumps (quantiles, signs), the derivative of its
+mean is a density: small steps would give zero or infinity, and differences are taken
+over a window that holds enough units.
+"""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+from scipy import special
 
 from eestim._arrays import Matrix, Vector
+from eestim.errors import DataError
 
-__all__ = ["directional_difference", "jacobian", "response_steps"]
+__all__ = [
+    "directional_difference",
+    "hall_sheather",
+    "jacobian",
+    "jump_step",
+    "jumping_columns",
+    "response_steps",
+]
 
 _TARGET = 1e-3  # relative change of the response that one step should cause
 _BAND = 10.0  # accepted between target / band and target * band
 _TRIALS = 30
+_CONSISTENT = 1e-6  # of the response: what halving a good step may change
+_SHRINK = 8.0
+_FAR = 0.1, 1.0  # relative response to the probe for jumps
+_BEND = 0.02  # change of slope over the probe, of a column's size, worth a closer look
+_HALVINGS = 20  # a Lipschitz function then changes by a millionth
+_FEWEST = 5.0  # units in a window, at least
+
+_Rows: TypeAlias = Callable[[Vector], Matrix]
+_Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
-def response_steps(function: Callable[[Vector], Matrix], theta: Vector) -> Vector:
+def response_steps(function: _Rows, theta: Vector) -> Vector:
     """Return a step for each parameter that moves the response by about 1e-3.
 
-    A step relative to ``theta`` alone fails when theta is 0 or when a covariate is
-    measured in unusual units. Here each step is scaled until the root mean square
-    change of ``function`` is about 1e-3 of its own size, which makes the derivative
-    independent of the units of measurement.
+    Each step is scaled until the root mean square change of ``function`` is about
+    1e-3 of its own size, which makes the derivative independent of the units of
+    measurement.
 
     Parameters
     ----------
     function : callable
-        From (p,) to an array of any shape; its size sets the scale.
+        From (p,) to an array of any shape; its size sets the scale. An (n, q) array
+        is read as contributions of n units, which may jump.
     theta : (p,) array
+
+    Returns
+    -------
+    (p,) array
+        Negative for a parameter in which the contributions jump: minus the half
+        width of the window over which to difference them (`jump_step`).
     """
     base = function(theta)
     size = _rms(base) or 1.0
-    return np.array([_step(function, theta, j, base, size) for j in range(len(theta))])
+    steps = np.array([_step(function, theta, j, base, size) for j in range(len(theta))])
+    if np.ndim(base) != 2 or not len(theta):
+        return steps
+    columns, reach = _jumping(function, theta, base, steps)
+    if not columns.any():
+        return steps
+    target = _window_count(base[:, columns])
+    for j in range(len(theta)):
+        width = jump_step(function, theta, j, columns, reach * steps[j], target)
+        steps[j] = steps[j] if width is None else -width
+    return steps
 
 
 def _rms(values: Matrix) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _step(
-    function: Callable[[Vector], Matrix],
-    theta: Vector,
-    j: int,
-    base: Matrix,
-    size: float,
-) -> float:
+def _values(function: _Rows, theta: Vector) -> Matrix | None:
+    """Return the response, or None where it is not defined."""
+    with np.errstate(all="ignore"):
+        try:
+            values = function(theta)
+        except DataError:
+            return None
+    return values if np.isfinite(values).all() else None
+
+
+def _moved(theta: Vector, j: int, step: float) -> Vector:
+    moved = theta.copy()
+    moved[j] += step
+    return moved
+
+
+def _step(function: _Rows, theta: Vector, j: int, base: Matrix, size: float) -> float:
     step = 1e-3 * (abs(theta[j]) or 1.0)
     fallback = step
     for _ in range(_TRIALS):
-        moved = theta.copy()
-        moved[j] += step
-        with np.errstate(all="ignore"):
-            change = _rms(function(moved) - base) / size
+        values = _values(function, _moved(theta, j, step))
+        change = np.inf if values is None else _rms(values - base) / size
         if not np.isfinite(change):
             step /= 100.0
         elif change > _BAND * _TARGET:
@@ -64,23 +115,28 @@ def _step(
     return float((theta[j] + step) - theta[j]) or step
 
 
-def jacobian(
-    function: Callable[[Vector], Matrix], theta: Vector, steps: Vector
-) -> Matrix:
+# -------------------------------------------------------------------- differences
+
+
+def jacobian(function: _Rows, theta: Vector, steps: Matrix) -> Matrix:
     r"""Return the derivative of a vector function by extrapolated differences.
 
     .. math:: D = \{4 D(h/2) - D(h)\} / 3, \quad
               D(h) = \{f(\theta + h) - f(\theta - h)\} / 2h,
 
-    whose truncation error is :math:`O(h^4)` (Richardson).
+    whose truncation error is :math:`O(h^4)` (Richardson). Where halving a step
+    changes D(h) by more than a millionth of the response, a kink lies within reach
+    or the step is too long: it shrinks until that stops. Negative steps mark jumps:
+    D(h) itself is returned, whose window must not shrink.
 
     Parameters
     ----------
     function : callable
         From (p,) to (q,).
     theta : (p,) array
-    steps : (p,) array
-        From `response_steps`.
+    steps : (p,) array, or (p, p) array
+        From `response_steps`; or independent directions, one a column, along which
+        to difference where those along the axes are nearly dependent.
 
     Returns
     -------
@@ -91,19 +147,289 @@ def jacobian(
     >>> f = lambda t: np.array([t[0] ** 2, np.exp(t[1])])
     >>> np.round(jacobian(f, np.array([3.0, 0.0]), np.array([1e-3, 1e-3])), 9)
     array([[6., 0.], [0., 1.]])
+
+    A kink at 2 within reach of the step:
+
+    >>> f = lambda t: np.minimum(t, 2.0)
+    >>> np.round(jacobian(f, np.array([1.9999]), np.array([1e-3])), 9)
+    array([[1.]])
     """
-    columns = []
-    for j, step in enumerate(steps):
-        direction = np.zeros(len(theta))
-        direction[j] = step
-        coarse = function(theta + direction) - function(theta - direction)
-        fine = function(theta + direction / 2) - function(theta - direction / 2)
-        columns.append((8.0 * fine - coarse) / (6.0 * step))
-    return np.stack(columns, axis=1)
+    steps = np.asarray(steps, dtype=np.float64)
+    if steps.ndim == 2:
+        along = _changes(function, theta, steps, np.zeros(len(steps.T), dtype=bool))
+        return np.asarray(np.linalg.solve(steps.T, along.T).T, dtype=np.float64)
+    return _changes(function, theta, np.diag(np.abs(steps)), steps < 0) / np.abs(steps)
 
 
-def directional_difference(
-    function: Callable[[Vector], Matrix], theta: Vector, direction: Vector
+def _changes(
+    function: _Rows, theta: Vector, directions: Matrix, windows: _Flags
 ) -> Matrix:
+    """Return the derivative along each column of directions, (q, p)."""
+    lengths = np.ones(len(windows))
+    coarse = []
+    for j, way in enumerate(directions.T):
+        slope, lengths[j] = _central(function, theta, way, 1.0)
+        coarse.append(slope)
+    scale = np.max(
+        [np.abs(d) * m for d, m in zip(coarse, lengths, strict=True)], axis=0
+    )
+    return np.stack(
+        [
+            d if jumps else _extrapolated(function, theta, way, length, d, scale)
+            for d, way, length, jumps in zip(
+                coarse, directions.T, lengths, windows, strict=True
+            )
+        ],
+        axis=1,
+    )
+
+
+def _central(
+    function: _Rows, theta: Vector, way: Vector, length: float
+) -> tuple[Vector, float]:
+    """Return D(h) and the h used, which shrinks where f is not defined."""
+    for _ in range(_TRIALS // 3):
+        up = _values(function, theta + length * way)
+        down = _values(function, theta - length * way)
+        if up is not None and down is not None:
+            return (up - down) / (2.0 * length), length
+        length /= 10.0
+    change = function(theta + length * way) - function(theta - length * way)
+    return change / (2.0 * length), length  # whoever called sees what is not finite
+
+
+def _extrapolated(
+    function: _Rows,
+    theta: Vector,
+    way: Vector,
+    length: float,
+    coarse: Vector,
+    scale: Vector,
+) -> Vector:
+    first: Vector | None = None
+    for _ in range(4):
+        fine, _ = _central(function, theta, way, length / 2.0)
+        result: Vector = (4.0 * fine - coarse) / 3.0
+        first = result if first is None else first
+        if (np.abs(fine - coarse) * length <= _CONSISTENT * scale).all():
+            return result
+        coarse, length = _central(function, theta, way, length / _SHRINK)
+        scale = scale / _SHRINK
+    return first if first is not None else coarse
+
+
+def directional_difference(function: _Rows, theta: Vector, direction: Vector) -> Matrix:
     """Return the central difference of ``function`` along ``direction``."""
     return (function(theta + direction) - function(theta - direction)) / 2.0
+
+
+# --------------------------------------------------------------------------- jumps
+
+
+def hall_sheather(n: float, tau: float, level: float = 0.95) -> float:
+    r"""Return the Hall-Sheather half width of a window of probability.
+
+    .. math:: h = n^{-1/3} z_{(1 + level)/2}^{2/3}
+              \left\{ \frac{1.5 \phi^2(z_\tau)}{2 z_\tau^2 + 1} \right\}^{1/3}
+
+    References
+    ----------
+    Hall and Sheather (1988), J. R. Stat. Soc. B 50, 381-391; Koenker (2005),
+    Quantile Regression, section 3.4.2.
+
+    Examples
+    --------
+    >>> round(hall_sheather(1000, 0.5), 6)
+    0.097156
+    """
+    z, density = special.ndtri(tau), np.exp(-(special.ndtri(tau) ** 2)) / (2 * np.pi)
+    core = 1.5 * density / (2.0 * z**2 + 1.0)
+    return float(
+        n ** (-1 / 3) * special.ndtri(0.5 + level / 2) ** (2 / 3) * core ** (1 / 3)
+    )
+
+
+def jumping_columns(rows: _Rows, theta: Vector, steps: Vector | None = None) -> _Flags:
+    """Return which columns of psi jump near theta, (q,) booleans.
+
+    Rows are followed along one direction that moves every parameter. A row that
+    changes unevenly is bisected: a millionth of the way a continuous function has
+    hardly moved, and a jump is still whole.
+
+    Parameters
+    ----------
+    rows : callable
+        From (p,) to (n, q).
+    theta : (p,) array
+    steps : (p,) array, optional
+        From `response_steps`, whose signs do not matter.
+
+    Examples
+    --------
+    >>> y = np.linspace(-1.0, 1.0, 201)
+    >>> def both(t):
+    ...     return np.column_stack([(y <= t[0]) - 0.5, np.clip(y - t[0], -0.3, 0.3)])
+    >>> jumping_columns(both, np.array([0.2])).tolist()
+    [True, False]
+    """
+    base = rows(theta)
+    size = _rms(base) or 1.0
+    if steps is None:
+        steps = np.array([_step(rows, theta, j, base, size) for j in range(len(theta))])
+    return _jumping(rows, theta, base, np.abs(steps))[0]
+
+
+def _jumping(
+    rows: _Rows, theta: Vector, base: Matrix, steps: Vector
+) -> tuple[_Flags, float]:
+    """Return which columns jump, and how far in units of the steps one had to go."""
+    found = np.zeros(base.shape[1], dtype=bool)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(steps))
+    reach = _probe_length(rows, theta, base, steps * signs)
+    if reach is None:
+        return found, 0.0
+    way = reach * steps * signs
+    middle, far = _values(rows, theta + way / 2), _values(rows, theta + way)
+    if middle is None or far is None:
+        return found, 0.0
+    bend = np.abs(far - 2.0 * middle + base)
+    size = np.sqrt(np.mean(np.square(base), axis=0))
+    for k in np.flatnonzero(bend.max(axis=0) > _BEND * np.where(size > 0, size, 1.0)):
+        i = int(np.argmax(bend[:, k]))
+        found[k] = _is_jump(rows, theta, theta + way, (i, int(k)))
+    return found, reach
+
+
+def _probe_length(
+    rows: _Rows, theta: Vector, base: Matrix, direction: Vector
+) -> float | None:
+    """Return a multiple of the direction that moves psi by about half its size."""
+    size, length = _rms(base) or 1.0, 0.3 / _TARGET
+    for _ in range(20):
+        values = _values(rows, theta + length * direction)
+        change = np.inf if values is None else _rms(values - base) / size
+        if change < _FAR[0]:
+            length *= 4.0
+        elif change > _FAR[1]:
+            length /= 3.0
+        else:
+            return length
+    return None
+
+
+def _is_jump(rows: _Rows, one: Vector, other: Vector, place: tuple[int, int]) -> bool:
+    """Return whether one entry still changes at the end of a bisection."""
+    left, right = one, other
+    middle = (left + right) / 2.0
+    ends = [_values(rows, point) for point in (left, middle, right)]
+    if any(values is None for values in ends):
+        return False
+    low, mid, high = (float(np.asarray(values)[place]) for values in ends)
+    initial = max(abs(mid - low), abs(high - mid))
+    for _ in range(_HALVINGS):
+        if abs(mid - low) >= abs(high - mid):
+            right, high = middle, mid
+        else:
+            left, low = middle, mid
+        middle = (left + right) / 2.0
+        values = _values(rows, middle)
+        if values is None:
+            return False
+        mid = float(values[place])
+    return initial > 0 and abs(high - low) > 0.5 * initial
+
+
+def _window_count(base: Matrix) -> float:
+    """Return how many units a window should hold, Hall and Sheather's choice.
+
+    The level of a quantile shows in the share of contributions of either sign.
+    """
+    n = len(base)
+    share = np.mean(base > 0, axis=0)
+    tau = float(np.minimum(share, 1.0 - share).min())
+    tau = min(max(tau, 1.0 / n), 0.5)
+    return min(max(2.0 * n * hall_sheather(n, tau), _FEWEST), n / 2.0)
+
+
+def jump_step(
+    rows: _Rows, theta: Vector, j: int, columns: _Flags, start: float, target: float
+) -> float | None:
+    r"""Return the half width of the window in which enough units jump, or None.
+
+    The difference quotient of the mean of psi over
+    :math:`\theta_j \pm h` is then a window estimate of the density in its
+    derivative, as in Siddiqui's and Powell's estimators, where h is the smallest
+    half width with ``target`` units besides those tied at theta itself.
+
+    Parameters
+    ----------
+    rows : callable
+        From (p,) to (n, q).
+    theta : (p,) array
+    j : int
+        Which parameter moves.
+    columns : (q,) booleans
+        Columns that jump.
+    start : float
+        A width of the right order.
+    target : float
+
+    Returns
+    -------
+    float or None
+        None where psi does not jump in this parameter.
+
+    References
+    ----------
+    Siddiqui (1960), J. Res. Natl. Bur. Stand. 64B, 145-150; Powell (1991), in
+    Nonparametric and Semiparametric Methods, 357-384; Hong, Mahajan and Nekipelov
+    (2015), J. Econom. 188, 250-263, for numerical derivatives of such psi.
+    """
+    high = abs(start)
+    tied = _jumped_rows(rows, theta, j, columns, 1e-9 * high)
+    wanted = target + (0.0 if tied is None else max(float(tied.sum()) - 1.0, 0.0))
+    seen = _jumped_rows(rows, theta, j, columns, high)
+    for _ in range(2 * _TRIALS):
+        if seen is None or seen.sum() >= wanted:
+            break
+        high *= 2.0
+        seen = _jumped_rows(rows, theta, j, columns, high)
+    if seen is None or seen.sum() < wanted:
+        return None
+    if not _row_jumps(rows, theta, j, high, int(np.argmax(seen)), columns):
+        return None  # it bends that far away, without jumping
+    low = 0.0
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2.0
+        seen = _jumped_rows(rows, theta, j, columns, middle)
+        if seen is not None and seen.sum() >= wanted:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _row_jumps(
+    rows: _Rows, theta: Vector, j: int, width: float, row: int, columns: _Flags
+) -> bool:
+    """Return whether one row jumps, rather than bends, within the window."""
+    up, down = _moved(theta, j, width), _moved(theta, j, -width)
+    change = np.abs(rows(up)[row] - rows(down)[row]) * columns
+    return _is_jump(rows, down, up, (row, int(np.argmax(change))))
+
+
+def _jumped_rows(
+    rows: _Rows, theta: Vector, j: int, columns: _Flags, width: float
+) -> _Flags | None:
+    """Return which units change in one half of the window and not in the other."""
+    ends = [
+        _values(rows, _moved(theta, j, share * width)) for share in (-1, -0.5, 0.5, 1)
+    ]
+    if any(values is None for values in ends):
+        return None
+    left, inner_left, inner_right, right = (np.asarray(v)[:, columns] for v in ends)
+    outer, inner = right - left, inner_right - inner_left
+    size = np.maximum(np.abs(outer), np.abs(inner))
+    uneven = (np.abs(outer - 2.0 * inner) > 0.5 * size) & (size > 0)
+    found: _Flags = uneven.any(axis=1)
+    return found

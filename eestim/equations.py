@@ -24,6 +24,7 @@ from eestim._arrays import (
     show_rows,
 )
 from eestim._differentiate import directional_difference, jacobian, response_steps
+from eestim._linalg import equilibrated_factor
 from eestim.errors import CapabilityError, DataError
 from eestim.moments import Moments, moments_of
 from eestim.weights import (
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 _DIFFERENCE_ERROR = 1e-10  # relative error of extrapolated central differences
+_WELL_CONDITIONED = 1e-2  # of A; above, differences along the axes are as good
 _JACOBIAN_AGREES = 1e-4  # of a supplied jacobian with one directional difference
 
 
@@ -253,7 +255,9 @@ class UserEquation:
     unit_codes: IntVector | None = None
     row_weights: Vector | None = None
     weight_kind: type | None = None
-    _steps: dict[str, Vector] = field(default_factory=dict, repr=False, compare=False)
+    _steps: dict[str, Matrix] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def n_units(self) -> int:
@@ -322,12 +326,54 @@ class UserEquation:
             )
             return -given * (self.n_rows / self.n_units)
         if "h" not in self._steps:
-            self._steps["h"] = response_steps(self._weighted_rows, theta)
-        return -jacobian(self.mean_psi, theta, self._steps["h"])
+            self._steps["h"] = response_steps(self._safe_rows, theta)
+        slope = jacobian(self._safe_mean, theta, self._steps["h"])
+        if self._steps["h"].ndim == 1:
+            if self._is_too_long(theta, slope * self._steps["h"]):
+                self._steps["h"] = response_steps(self._safe_rows, theta)
+                slope = jacobian(self._safe_mean, theta, self._steps["h"])
+            directions = self._noise_directions(theta, slope)
+            if directions is not None:
+                self._steps["h"] = directions
+                slope = jacobian(self._safe_mean, theta, directions)
+        return -slope
+
+    def _is_too_long(self, theta: Vector, changes: Matrix) -> bool:
+        """Whether steps chosen at an earlier theta move psi too much at this one."""
+        size = float(np.sqrt(np.mean(np.square(self._weighted_rows(theta)))))
+        return bool(np.abs(changes).max() > 0.05 * size)
+
+    def _noise_directions(self, theta: Vector, slope: Matrix) -> Matrix | None:
+        """Return steps of a thousandth of the noise, or None where they do not help.
+
+        Along the columns of ``A^-1 M^(1/2)`` the response is well conditioned, so
+        that differences keep their accuracy where covariates have a large mean.
+        """
+        if slope.shape[0] != slope.shape[1] or not np.isfinite(slope).all():
+            return None
+        factor = equilibrated_factor(slope, 1e-10)
+        if factor.rank < len(slope) or factor.rcond > _WELL_CONDITIONED:
+            return None
+        rows = self._weighted_rows(theta)
+        values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+        if values[0] <= 1e-14 * values[-1]:
+            return None
+        return 1e-3 * factor.solve(vectors * np.sqrt(values))
+
+    def _safe_rows(self, theta: Vector) -> Matrix:
+        """Return weighted rows, NaN outside the domain of psi."""
+        try:
+            return self._weighted_rows(theta)
+        except DataError:
+            return np.full((1, 1), np.nan)
+
+    def _safe_mean(self, theta: Vector) -> Vector:
+        mean: Vector = self._safe_rows(theta).sum(axis=0) / self.n_units
+        return mean
 
     def unit_sensitivity(self, theta: Vector) -> Matrix:
         """Return minus the derivative of each unit's psi, (n, q, p)."""
-        steps = response_steps(self._weighted_rows, theta)
+        steps = response_steps(self._safe_rows, theta)
         shape = self.psi(theta).shape
         flat = jacobian(lambda t: self.psi(t).ravel(), theta, steps)
         slopes: Matrix = -flat.reshape(*shape, len(theta))

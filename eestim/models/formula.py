@@ -22,6 +22,7 @@ ALLOWED_CALLS = frozenset(
         *("sqrt", "abs", "min", "max"),
     }
 )
+_MOST_NUMERIC_LEVELS = 20
 _NUMPY_CALLS = frozenset(
     {
         *("log", "log2", "log10", "log1p", "exp", "expm1", "sqrt", "abs", "absolute"),
@@ -157,9 +158,11 @@ def _complete_rows(parsed: Any, data: pd.DataFrame, na: str) -> IntVector:
         )
     if missing.all():
         raise DataError("`data` has no complete rows for this formula.")
+    plain = {f.expr for f in _factors(parsed) if f.eval_method.value == "lookup"}
     for column in used:
         values = data[column]
-        _check_text(values.iloc[np.flatnonzero(~missing)], str(column))
+        if str(column) in plain:
+            _check_text(values.iloc[np.flatnonzero(~missing)], str(column))
         if values.dtype.kind == "f" and np.isinf(values.to_numpy()).any():
             rows = np.flatnonzero(np.isinf(values.to_numpy()))
             raise DataError(f"`{column}` has infinite values in {show_rows(rows)}.")
@@ -167,17 +170,28 @@ def _complete_rows(parsed: Any, data: pd.DataFrame, na: str) -> IntVector:
 
 
 def _check_text(values: "pd.Series[Any]", column: str) -> None:
-    """Refuse numbers stored as text, which would become one category each."""
-    if values.dtype.kind != "O" and not pd.api.types.is_string_dtype(values.dtype):
+    """Refuse numbers stored as text, which would become one category each.
+
+    A few levels that look like numbers are taken as the categories that they are;
+    mixed types, stray words among numbers and many numeric levels are not.
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype) or not (
+        values.dtype.kind == "O" or pd.api.types.is_string_dtype(values.dtype)
+    ):
         return
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return
-    is_text = values.map(lambda value: isinstance(value, str))
+    is_text = values.map(lambda value: isinstance(value, str)).astype(bool)
     numeric = pd.to_numeric(values.where(is_text), errors="coerce").notna()
-    if numeric.any() or (is_text.any() and not is_text.all()):
+    share = float(numeric.mean())
+    is_mixed = bool(is_text.any()) and not bool(is_text.all())
+    if (
+        is_mixed
+        or not is_text.any()
+        or 0.5 < share < 1.0
+        or (share > 0 and values.nunique() > _MOST_NUMERIC_LEVELS)
+    ):
         raise DataError(
             f"`{column}` has dtype {values.dtype} with numbers among its text; convert "
-            "it with pandas.to_numeric, or write C() around it after making it text."
+            f"it with pandas.to_numeric, or write C({column}) if they are categories."
         )
 
 
