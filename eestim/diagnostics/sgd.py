@@ -1,0 +1,150 @@
+r"""Inference along a path of stochastic gradient descent (Polyak-Ruppert averages)."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from eestim._arrays import Matrix, Vector
+from eestim.errors import InferenceError
+from eestim.findings import Finding
+
+__all__ = ["RANDOM_SCALING", "PathAverage", "batch_means", "sgd_convergence"]
+
+RANDOM_SCALING = {0.80: 3.875, 0.90: 5.323, 0.95: 6.747, 0.98: 8.613}
+"""Two-sided critical values of the random-scaling statistic, by level.
+
+Abadir and Paruolo (1997), Econometrica 65, Table 1, at the levels that they print.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PathAverage:
+    r"""The running average of iterates with its random-scaling variance.
+
+    .. math:: \hat V = n^{-2} \sum_{s=1}^n s^2
+              (\bar\beta_s - \bar\beta_n)(\bar\beta_s - \bar\beta_n)^\top,
+
+    kept as three sums, so that a path is never stored. For one pass over independent
+    data with steps :math:`\gamma_0 t^{-a}`, a in (1/2, 1); not for Adam, constant
+    steps, weight decay or several passes, which converge to the empirical root.
+
+    References
+    ----------
+    Lee, Liao, Seo and Shin (2022), AAAI 36(7), eqs. 5-8.
+
+    Examples
+    --------
+    >>> path = PathAverage.start(1)
+    >>> for value in (1.0, 3.0):
+    ...     path = path.updated(np.array([value]))
+    >>> path.mean, path.covariance
+    (array([2.]), array([[0.25]]))
+    """
+
+    n: int
+    mean: Vector
+    outer: Matrix
+    linear: Vector
+    squares: float
+
+    @classmethod
+    def start(cls, size: int) -> "PathAverage":
+        """Return the average of no iterates of a given length."""
+        return cls(0, np.zeros(size), np.zeros((size, size)), np.zeros(size), 0.0)
+
+    def updated(self, iterate: Vector) -> "PathAverage":
+        """Return the average with one more iterate."""
+        n = self.n + 1
+        mean = self.mean + (np.asarray(iterate) - self.mean) / n
+        return PathAverage(
+            n,
+            mean,
+            self.outer + n**2 * np.outer(mean, mean),
+            self.linear + n**2 * mean,
+            self.squares + float(n**2),
+        )
+
+    @property
+    def covariance(self) -> Matrix:
+        r"""The random-scaling matrix :math:`\hat V`, not yet divided by n."""
+        cross = np.outer(self.linear, self.mean)
+        total: Matrix = (
+            self.outer - cross - cross.T + self.squares * np.outer(self.mean, self.mean)
+        ) / self.n**2
+        return total
+
+    def interval(self, level: float = 0.95) -> tuple[Vector, Vector]:
+        r"""Return bounds :math:`\bar\beta_j \pm c \sqrt{\hat V_{jj} / n}`.
+
+        Raises
+        ------
+        ValueError
+            If the level is not tabulated.
+        InferenceError
+            If the path is shorter than 100 steps.
+        """
+        if level not in RANDOM_SCALING:
+            raise ValueError(
+                f"`level` must be one of {sorted(RANDOM_SCALING)}; got {level!r}."
+            )
+        if self.n < 100:
+            raise InferenceError(
+                f"the path has {self.n} steps; at least 100 are needed for its own "
+                "scale to mean anything."
+            )
+        spread = np.sqrt(np.maximum(np.diag(self.covariance), 0.0) / self.n)
+        half = RANDOM_SCALING[level] * spread
+        return self.mean - half, self.mean + half
+
+
+def batch_means(path: Matrix, batches: int | None = None) -> Matrix:
+    r"""Return the covariance of the average of a path by batches of growing length.
+
+    It under-covers at practical lengths (0.90 for 0.95 at n = 20,000 in the design
+    of Lee et al.); prefer `PathAverage` or the plug-in sandwich.
+
+    Parameters
+    ----------
+    path : (n, p) array
+    batches : int, optional
+        About the fourth root of n by default.
+
+    Returns
+    -------
+    (p, p) array
+        Covariance of the mean of the path.
+
+    References
+    ----------
+    Chen, Lee, Tong and Zhang (2020), Ann. Statist. 48, 251-273.
+    """
+    n = len(path)
+    count = batches or max(4, round(n**0.25))
+    edges = (n * (np.arange(count + 1) / count) ** 2).astype(int)
+    pieces = [path[a:b] for a, b in pairwise(edges) if b > a]
+    kept = pieces[1:]  # the first is burn-in
+    centre = np.concatenate(kept).mean(axis=0)
+    size = sum(map(len, kept))
+    deviations = [piece.mean(axis=0) - centre for piece in kept]
+    long_run = sum(
+        len(piece) * np.outer(d, d) for piece, d in zip(kept, deviations, strict=True)
+    ) / len(kept)
+    covariance: Matrix = np.asarray(long_run) / size
+    return covariance
+
+
+def sgd_convergence(residual: float, threshold: float = 0.1) -> Finding:
+    """Judge an iterate by the mean of psi in units of its noise (`root.residual`)."""
+    failed = residual > 1.0
+    warned = residual > threshold
+    return Finding(
+        "sgd convergence",
+        "fail" if failed else "warn" if warned else "pass",
+        residual,
+        threshold,
+        f"The mean of psi is {residual:.2g} times its noise at the final iterate.",
+        "Train longer, average the iterates, or polish with ee.estimate(eq, start=...)."
+        if warned
+        else "",
+    )
