@@ -9,7 +9,22 @@ function of these::
 """
 
 from eestim import models
-from eestim.covariance import HC, OPG, Clustered, ModelBased
+from eestim.covariance import (
+    HAC,
+    HC,
+    HCK,
+    OPG,
+    BeckKatz,
+    Bootstrap,
+    Clustered,
+    DriscollKraay,
+    Jackknife,
+    LeaveOut,
+    ModelBased,
+    PanelHAC,
+    Survey,
+)
+from eestim.diagnostics import diagnose
 from eestim.equations import equation
 from eestim.estimation import Estimate, estimate
 from eestim.models import glm, mean, ols
@@ -19,14 +34,24 @@ from eestim.weights import Frequency, Importance, Sampling
 __version__ = "0.1.0"
 
 __all__ = [
+    "HAC",
     "HC",
+    "HCK",
     "OPG",
+    "BeckKatz",
+    "Bootstrap",
     "Clustered",
+    "DriscollKraay",
     "Estimate",
     "Frequency",
     "Importance",
+    "Jackknife",
+    "LeaveOut",
     "ModelBased",
+    "PanelHAC",
     "Sampling",
+    "Survey",
+    "diagnose",
     "equation",
     "estimate",
     "glm",

@@ -215,7 +215,7 @@ def equation(
     if repeated is not None:
         return equation(
             psi,
-            {str(name): np.asarray(data[name])[repeated] for name in data},
+            _rows_of(data, repeated),
             start,
             names=names,
             units=None if codes is None else codes[repeated],
@@ -240,6 +240,10 @@ def equation(
         dtype,
         place,
     )
+
+
+def _rows_of(data: Any, rows: IntVector) -> dict[str, Any]:
+    return {str(name): np.asarray(data[name])[rows] for name in data}
 
 
 def _repeated(values: Vector | None, weights: Weights | None) -> IntVector | None:

@@ -117,15 +117,16 @@ class Estimate:
     def _law_dof(self, method: str | None) -> Vector:
         """Return the degrees of freedom that an interval method uses."""
         if method == "wald":
-            return np.full(len(self.names), np.inf)
-        return self.dof.to_numpy(dtype=np.float64)
+            return np.full(len(self.names), np.inf, dtype=np.float64)
+        law: Vector = np.asarray(self.dof, dtype=np.float64)
+        return law
 
     def _quantile(self, level: float, method: str | None) -> Vector:
         if not 0.0 < level < 1.0:
             raise ValueError(f"`level` must lie between 0 and 1; got {level!r}.")
         tail = 0.5 + level / 2.0
-        dof = self._law_dof(method)
-        quantile: Vector = stats.t.ppf(tail, dof)
+        law = self._law_dof(method)
+        quantile: Vector = np.asarray(stats.t.ppf(tail, law), dtype=np.float64)
         return quantile
 
     def interval(
@@ -311,6 +312,34 @@ class Estimate:
         from eestim.inference.wald import wald_test
 
         return wald_test(self, self._contrasts(R), r, **options)
+
+    def score(self, restriction: Any, **options: Any) -> Any:
+        r"""Return the generalised score test of a restriction (Boos, 1992).
+
+        Parameters
+        ----------
+        restriction : str, sequence of str, mapping, (R, r), or (m, p) array
+            Parameters that are zero, ``{"x": 1.0}``, or :math:`R\theta = r`.
+        **options
+            Those of `eestim.inference.score_tests.score_test`.
+        """
+        from eestim.inference.score_tests import score_test
+
+        return score_test(self, restriction, **options)
+
+    def distance(self, restriction: Any, **options: Any) -> Any:
+        r"""Return the distance test of a restriction: likelihood ratio, or of psi.
+
+        Parameters
+        ----------
+        restriction : str, sequence of str, mapping, (R, r), or (m, p) array
+            As for `score`.
+        **options
+            Those of `eestim.inference.score_tests.distance_test`.
+        """
+        from eestim.inference.score_tests import distance_test
+
+        return distance_test(self, restriction, **options)
 
     def _contrasts(self, R: Any) -> Matrix:
         wanted = [R] if isinstance(R, str) else list(R)

@@ -319,7 +319,12 @@ def root_at(equation: EstimatingEquation, theta: Any) -> Root:
     """
     vector = _checked_start(equation, theta, "root")
     residual = noise_residual(moments_at(equation, vector))
-    return Root(vector, Status.GIVEN, residual, 0)
+    offered = _better_conditioned(equation)
+    if offered is None:
+        return Root(vector, Status.GIVEN, residual, 0)
+    inner, transform = offered
+    eta: Vector = np.asarray(np.linalg.solve(transform, vector), dtype=np.float64)
+    return Root(vector, Status.GIVEN, residual, 0, (inner, eta, transform))
 
 
 def _checked_start(

@@ -22,33 +22,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import linalg, special
+from scipy import linalg
 
 from eestim._arrays import IntVector, Matrix, Vector
+from eestim.covariance._inverse_root import FULL_LEVERAGE, response_root
 
 __all__ = [
     "ClusteredRegression",
     "Pieces",
     "clip_negative",
     "clustered_regression",
-    "inverse_root_nodes",
     "merge_sums",
     "pieces",
-    "quadratic_moments",
-    "response_root",
-    "satterthwaite_dof",
     "signed_intersections",
     "untransposed_scores",
 ]
 
 _ROWS = 1 << 14  # rows whitened at a time; a larger cluster is a block of its own
 _ENTRIES = 1 << 19  # of (p, p) matrices held at a time
-_NODE_ENTRIES = 1 << 18  # of the (nodes, p, rows) products of a quadrature
-# One minus a leverage eigenvalue below this is the rounding of an exact zero: the
-# cluster alone determines a direction of theta and its residuals there vanish.
-_FULL_LEVERAGE = 1e-10
-_MOMENT_ENTRIES = 1 << 22  # of one (p, p) matrix for each contrast
-_NO_VARIANCE = 1e-10  # expected variance of a contrast, 1 for independent rows
 
 
 # ------------------------------------------------------------------ sums by label
@@ -340,7 +331,7 @@ def _adjusted(gram: npt.NDArray[np.float64], sums: Matrix, power: float) -> Piec
         return Pieces(sums, gram, gram, 0)
     values, vectors = np.linalg.eigh(gram)
     free = 1.0 - values
-    is_full = free < _FULL_LEVERAGE
+    is_full = free < FULL_LEVERAGE
     factor = np.where(is_full, 0.0, np.where(is_full, 1.0, free) ** -power)
     turned = np.einsum("gij,gi->gj", vectors, sums)
     scores = np.einsum("gij,gj->gi", vectors, factor * turned)
@@ -368,97 +359,6 @@ def _adjust_in_response(
         made.scores[g] = adjusted.T @ error[rows]
         made.spread[g] = adjusted.T @ adjusted
         made.cross[g] = inside.T @ adjusted
-
-
-def response_root(basis: Matrix, variance: Vector, gram: Matrix) -> Matrix:
-    r"""Return ``Y = Phi {Phi (I - Z Z') Phi}^{-1/2} Z`` without an (n_g, n_g) array.
-
-    .. math::
-        B^{-1/2} = \frac{2}{\pi} \int_0^\infty (B + t^2 I)^{-1} dt, \quad
-        B = \Phi^2 - \Phi Z Z^\top \Phi,
-
-    each inverse by Woodbury's identity through a (p, p) matrix in which nothing is
-    subtracted, the integral by a rule that converges geometrically.
-
-    Parameters
-    ----------
-    basis : (n_g, p) array
-        Z, the cluster's rows of an orthonormal basis.
-    variance : (n_g,) array
-        Positive diagonal of Phi.
-    gram : (p, p) array
-        ``Z' Z``.
-
-    References
-    ----------
-    Hale, Higham and Trefethen (2008), SIAM J. Numer. Anal. 46, 2505-2523.
-    """
-    values, vectors = np.linalg.eigh(gram)
-    free = 1.0 - values
-    is_full = free < _FULL_LEVERAGE
-    remaining = (vectors * np.where(is_full, 0.0, free)) @ vectors.T
-    right = basis
-    if is_full.any():  # the null space of B is left out of the root
-        null = np.linalg.qr((basis / variance[:, None]) @ vectors[:, is_full])[0]
-        right = basis - null @ (null.T @ basis)
-    smallest = float(free[~is_full].min(initial=1.0))
-    squares = np.square(variance)
-    nodes, weights = inverse_root_nodes(
-        smallest * float(squares.min()), float(squares.max())
-    )
-    inner = np.zeros((2, len(nodes), *gram.shape))
-    size = max(1, _NODE_ENTRIES // (len(nodes) * len(gram)))
-    chunks = [slice(a, a + size) for a in range(0, len(basis), size)]
-    for rows in chunks:
-        shrunk = 1.0 / (squares[rows] + nodes[:, None] ** 2)  # (nodes, rows)
-        turned = basis[rows].T[None]
-        inner[0] += (turned * (nodes[:, None] ** 2 * shrunk)[:, None]) @ basis[rows]
-        inner[1] += (turned * (variance[rows] * shrunk)[:, None]) @ right[rows]
-    solved = np.linalg.solve(remaining + inner[0], inner[1]) * weights[:, None, None]
-    root = right.copy()
-    for rows in chunks:
-        shrunk = squares[rows] / (squares[rows] + nodes[:, None] ** 2)
-        root[rows] += np.einsum("tr,trk->rk", shrunk, basis[rows] @ solved)
-    return root
-
-
-def inverse_root_nodes(low: float, high: float) -> tuple[Vector, Vector]:
-    r"""Return t and w with :math:`\sum_j w_j / (b + t_j^2) = b^{-1/2}` on [low, high].
-
-    The substitution :math:`t = \sqrt{low}\, \mathrm{sc}(u, k')` with
-    :math:`k^2 = low / high` makes the integrand periodic and analytic, so the
-    midpoint rule converges like :math:`\exp\{-2 \pi^2 N / \log(16 high / low)\}`;
-    N is chosen for full precision.
-
-    References
-    ----------
-    Hale, Higham and Trefethen (2008), SIAM J. Numer. Anal. 46, 2505-2523, sec. 4.
-
-    Examples
-    --------
-    >>> t, w = inverse_root_nodes(1e-6, 1.0)
-    >>> round(float((w / (0.01 + t**2)).sum()), 12)
-    10.0
-    """
-    ratio = min(low / high, 0.25)
-    low = ratio * high
-    modulus = float(np.sqrt(ratio))
-    quarter = float(special.ellipk(ratio))
-    period = float(special.ellipkm1(ratio))  # K'
-    count = int(np.ceil(37.0 * np.log(16.0 / ratio) / (2.0 * np.pi**2))) + 1
-    count += count % 2
-    u = (np.arange(count // 2) + 0.5) * period / count
-    # sc(u, k') = -i sn(iu, k) by its Fourier series in the nome of k, which
-    # converges fast for u <= K'/2; the other half follows by reflection.
-    nome = np.exp(-np.pi * period / quarter)
-    odd = 2.0 * np.arange(24)[:, None] + 1.0
-    terms = nome ** (odd / 2) / (1.0 - nome**odd)
-    series = terms * np.sinh(odd * np.pi * u / (2.0 * quarter))
-    tangent = 2.0 * np.pi / (quarter * modulus) * series.sum(axis=0)
-    tangent = np.concatenate([tangent, 1.0 / (modulus * tangent)])
-    speed = np.sqrt((1.0 + ratio * tangent**2) * (1.0 + tangent**2))
-    weights = 2.0 / np.pi * np.sqrt(low) * speed * period / count
-    return np.sqrt(low) * tangent, weights
 
 
 def untransposed_scores(model: ClusteredRegression) -> Iterator[Matrix]:
@@ -489,113 +389,10 @@ def untransposed_scores(model: ClusteredRegression) -> Iterator[Matrix]:
             design * (model.weight[rows] * residual)[:, None], starts[:-1], axis=0
         )
         values, vectors = np.linalg.eigh(gram)
-        values = np.clip(values, 1e-300, 1.0 - _FULL_LEVERAGE)
+        values = np.clip(values, 1e-300, 1.0 - FULL_LEVERAGE)
         excess = np.expm1(-model.power * np.log1p(-values)) / values
         inner = linalg.solve_triangular(model.triangle, weighted.T, trans="T").T
         inner = np.einsum("gij,gi->gj", vectors, inner)
         inner = np.einsum("gij,gj->gi", vectors, excess * inner)
         inner = linalg.solve_triangular(model.triangle, inner.T).T
         yield sums + np.einsum("gij,gj->gi", plain, inner)
-
-
-# ------------------------------------------------------- moments of the covariance
-
-
-def satterthwaite_dof(model: ClusteredRegression, contrasts: Matrix) -> Vector:
-    r"""Return the degrees of freedom of the variance of each contrast, (m,).
-
-    .. math::
-        \nu = \frac{(\sum_g P_{gg})^2}{\sum_{g,h} P_{gh}^2}, \quad
-        P_{gh} = 1\{g = h\}\, u^\top S_g u - u^\top F_g^\top F_h u, \quad
-        u = R^{-\top} c,
-
-    P being the covariance of the clusters' contributions under the working model.
-
-    Parameters
-    ----------
-    model : ClusteredRegression
-    contrasts : (m, p) array
-        Rows c; the variance is that of ``c' theta``. Where the residuals carry no
-        information on it (its variance is zero whatever the errors) the result is 0.
-
-    References
-    ----------
-    Bell and McCaffrey (2002), Survey Methodology 28, 169-181, eq. 8; Pustejovsky
-    and Tipton (2018), J. Bus. Econ. Stat. 36, 672-683, eq. 9.
-    """
-    most = max(1, _MOMENT_ENTRIES // contrasts.shape[1] ** 2)
-    if len(contrasts) > most:
-        parts = np.split(contrasts, range(most, len(contrasts), most))
-        return np.concatenate([satterthwaite_dof(model, part) for part in parts])
-    turned = _turned(model, contrasts)
-    m, p = turned.shape
-    total, squares = np.zeros(m), np.zeros(m)
-    outer = np.zeros((m, p, p))
-    for block in pieces(model):
-        own = np.einsum("mi,gij,mj->gm", turned, block.spread, turned, optimize=True)
-        shared = np.einsum("gij,mj->mgi", block.cross, turned)
-        length = np.square(shared).sum(axis=2).T
-        total += (own - length).sum(axis=0)
-        squares += (own**2 - 2.0 * own * length).sum(axis=0)
-        outer += np.swapaxes(shared, 1, 2) @ shared
-    squares += np.square(outer).sum(axis=(1, 2))
-    is_seen = total > _NO_VARIANCE
-    return np.where(is_seen, total**2 / np.where(is_seen, squares, 1.0), 0.0)
-
-
-def _turned(model: ClusteredRegression, contrasts: Matrix) -> Matrix:
-    """Return ``R^{-T} c`` for the rows c, scaled to length one, (m, p)."""
-    turned = linalg.solve_triangular(model.triangle, contrasts.T, trans="T").T
-    scaled: Matrix = turned / np.linalg.norm(turned, axis=1, keepdims=True)
-    return scaled
-
-
-def quadratic_moments(
-    model: ClusteredRegression, contrasts: Matrix
-) -> tuple[Matrix, npt.NDArray[np.float64]]:
-    r"""Return mean and covariance of the cluster covariance of several contrasts.
-
-    Under the working model and normal errors, ``C V C'`` is
-    :math:`\sum_g y_g y_g^\top` with
-    :math:`E\, y_{gs} y_{ht} = P^{st}_{gh}`, hence
-
-    .. math::
-        E_{st} = \sum_g P^{st}_{gg}, \quad
-        \mathrm{Cov}_{st,uv} =
-        \sum_{g,h} P^{su}_{gh} P^{tv}_{gh} + P^{sv}_{gh} P^{tu}_{gh} .
-
-    Parameters
-    ----------
-    model : ClusteredRegression
-    contrasts : (q, p) array
-
-    Returns
-    -------
-    mean : (q, q) array
-    covariance : (q, q, q, q) array
-        In units in which a row of contrasts has variance one under the model with
-        independent rows.
-
-    References
-    ----------
-    Pustejovsky and Tipton (2018), J. Bus. Econ. Stat. 36, 672-683, appendix.
-    """
-    turned = _turned(model, contrasts)
-    q, p = turned.shape
-    mean, product = np.zeros((q, q)), np.zeros((q * q, q * q))
-    outer = np.zeros((q, q, p, p))  # sum over g of f_g^s f_g^t'
-    for block in pieces(model):
-        own = np.einsum("si,gij,tj->gst", turned, block.spread, turned, optimize=True)
-        shared = np.einsum("gij,sj->gsi", block.cross, turned)
-        both = shared @ np.swapaxes(shared, 1, 2)
-        mean += (own - both).sum(axis=0)
-        flat, pair = own.reshape(-1, q * q), both.reshape(-1, q * q)
-        product += flat.T @ flat - flat.T @ pair - pair.T @ flat
-        outer += np.einsum("gsi,gtj->stij", shared, shared, optimize=True)
-    # sum over g, h of P^{su}_{gh} P^{tv}_{gh}, indexed (s, u, t, v)
-    halves = outer.reshape(q * q, p * p)
-    linked = (halves @ halves.T).reshape(q, q, q, q)  # (s, t, u, v)
-    paired = product.reshape(q, q, q, q) + np.swapaxes(linked, 1, 2)
-    first = np.swapaxes(paired, 1, 2)  # (s, t, u, v): P^{su} P^{tv}
-    covariance = first + np.swapaxes(first, 2, 3)
-    return mean, covariance

@@ -106,10 +106,15 @@ def covariance_of(
 ) -> Covariance:
     """Return what ``rule`` gives, computed in the parameterisation of the solver.
 
-    Every rule is equivariant under a linear change of parameters, so a root found
-    in better-conditioned coordinates has its covariance computed there too.
+    Most rules are equivariant under a linear change of parameters, so a root found in
+    better-conditioned coordinates has its covariance computed there too. A rule that
+    is not says so (``is_equivariant = False``); one with choices that are not (an
+    automatic bandwidth) makes them in the user's coordinates first (``fixed_at``).
     """
-    if root.working is None:
+    fixed_at = getattr(rule, "fixed_at", None)
+    if fixed_at is not None:
+        rule = fixed_at(equation, root)
+    if root.working is None or not getattr(rule, "is_equivariant", True):
         return rule(equation, root)
     inner, eta, transform = root.working
     there = Root(eta, root.status, root.residual, root.steps)
@@ -276,7 +281,8 @@ def leverage(working: Working) -> Vector:
     size = np.abs(np.diag(triangular))
     if size.min() <= 1e-12 * size.max() * len(size):
         equilibrated_factor(root.T @ root).require_full_rank()
-    return np.einsum("ij,ij->i", basis, basis)
+    diagonal: Vector = np.einsum("ij,ij->i", basis, basis)
+    return diagonal
 
 
 def working_of(

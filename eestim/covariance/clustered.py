@@ -1,24 +1,26 @@
 """Cluster-robust covariances, one- and multi-way, with small-sample adjustments."""
 
-import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from eestim._arrays import IntVector, Matrix, Vector
+from eestim.covariance._cluster_findings import (
+    cluster_findings,
+    dof_findings,
+    semidefinite,
+)
 from eestim.covariance._clusters import (
     ClusteredRegression,
-    clip_negative,
     clustered_regression,
     pieces,
-    quadratic_moments,
-    satterthwaite_dof,
     signed_intersections,
     untransposed_scores,
 )
+from eestim.covariance._factor import finite_factor
+from eestim.covariance._satterthwaite import Satterthwaite
 from eestim.covariance.base import (
     Covariance,
     equation_sandwich,
@@ -39,10 +41,7 @@ ClusterKind: TypeAlias = Literal[
     "CR0", "CR1", "CR1p", "CR1S", "CR2", "CR3", "vcovCL-HC2", "vcovCL-HC3"
 ]
 
-FEW_CLUSTERS = 20
-FEW_DOF = 4.0
-_INDEFINITE = 1e-12  # of an eigenvalue in units of the one-way standard errors
-_VANISHED = 1e-24  # sums within clusters, squared, relative to the rows: rounding
+_VANISHED = 1e-24  # sums within clusters, squared, relative to rows: rounding
 
 _FACTOR = {"CR1": "G/(G-1)", "CR1p": "G/(G-k)", "CR1S": "G/(G-1)*(n-1)/(n-k)"}
 _POWER = {"CR2": 0.5, "CR3": 1.0, "vcovCL-HC2": 0.5, "vcovCL-HC3": 1.0}
@@ -58,125 +57,6 @@ _INSTEAD = (
     "For any psi use kind 'CR0', 'CR1', 'CR1p' or 'CR1S', Jackknife(groups=...) or "
     "FayGraubard()."
 )
-
-
-# --------------------------------------------------------------- explicit factors
-
-_OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-    ast.Pow: lambda a, b: float(a**b),
-}
-_SYMBOLS = ("G", "n", "k")
-
-
-def finite_factor(expression: str, **values: float) -> float:
-    """Return the value of an arithmetic expression in G, n and k.
-
-    Only numbers, the three symbols, parentheses and ``+ - * / **`` are read; nothing
-    is executed.
-
-    Parameters
-    ----------
-    expression : str
-        For instance ``"G/(G-1)*(n-1)/n"``.
-    **values : float
-        Values of ``G``, ``n`` and ``k``.
-
-    Raises
-    ------
-    ValueError
-        If the expression has anything else in it.
-    InferenceError
-        If its value is not a positive number, as G/(G-k) with G <= k.
-
-    Examples
-    --------
-    >>> finite_factor("G/(G-1)*(n-1)/(n-k)", G=50, n=1000, k=3)
-    1.0224551204634311
-    """
-    try:
-        tree = ast.parse(expression, mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(_bad_factor(expression, "is not an expression")) from error
-    try:
-        value = _evaluate(tree, expression, values)
-    except (ZeroDivisionError, OverflowError, TypeError):
-        value = float("nan")
-    if not (np.isfinite(value) and value > 0.0):
-        given = ", ".join(f"{name} = {values[name]:g}" for name in values)
-        raise InferenceError(
-            f"the factor {expression} is {value:g} for {given}, not a positive number; "
-            "more clusters than parameters are needed, or another `kind` or `factor`."
-        )
-    return value
-
-
-def _evaluate(node: ast.expr, expression: str, values: dict[str, float]) -> float:
-    match node:
-        case ast.Constant(value=int() | float() as number) if number is not True:
-            return float(number)
-        case ast.Name(id=name) if name in _SYMBOLS:
-            return float(values[name])
-        case ast.UnaryOp(op=ast.USub(), operand=inner):
-            return -_evaluate(inner, expression, values)
-        case ast.BinOp(left=left, op=operation, right=right) if (
-            type(operation) in _OPERATIONS
-        ):
-            return _OPERATIONS[type(operation)](
-                _evaluate(left, expression, values),
-                _evaluate(right, expression, values),
-            )
-    raise ValueError(_bad_factor(expression, f"contains {ast.unparse(node)!r}"))
-
-
-def _bad_factor(expression: str, cause: str) -> str:
-    return (
-        f"`factor={expression!r}` {cause}; write arithmetic (+ - * / **) in the number "
-        "of clusters G, of rows n and of parameters k, such as 'G/(G-1)*(n-1)/n'."
-    )
-
-
-# ------------------------------------------------------------- degrees of freedom
-
-
-@dataclass(frozen=True, slots=True)
-class Satterthwaite:
-    """Degrees of freedom of clustered variances, matched under the working model.
-
-    Calling it with contrasts (m, p) returns (m,) degrees of freedom; `moments`
-    returns what the approximate Hotelling tests need.
-
-    Attributes
-    ----------
-    model : ClusteredRegression
-    transform : (r, p) array or None
-        Parameters of the estimate as linear functions of those of the model.
-    """
-
-    model: ClusteredRegression
-    transform: Matrix | None = None
-
-    def _own(self, contrasts: Matrix) -> Matrix:
-        rows = np.atleast_2d(np.asarray(contrasts, dtype=np.float64))
-        return rows if self.transform is None else rows @ self.transform
-
-    def __call__(self, contrasts: Matrix) -> Vector:
-        """Return the degrees of freedom of each row, (m,)."""
-        return satterthwaite_dof(self.model, self._own(contrasts))
-
-    def moments(self, contrasts: Matrix) -> tuple[Matrix, npt.NDArray[np.float64]]:
-        """Return mean (q, q) and covariance (q, q, q, q) of ``C V C'``.
-
-        Rows of contrasts are scaled; see `quadratic_moments`.
-        """
-        return quadratic_moments(self.model, self._own(contrasts))
-
-    def transformed(self, transform: Matrix) -> "Satterthwaite":
-        """Return the same for parameters ``transform @ theta``."""
-        return Satterthwaite(self.model, self._own(transform))
 
 
 # ------------------------------------------------------------------------ the rule
@@ -277,11 +157,13 @@ class Clustered:
         terms = _meats(source, ways, self.kind, self.factor, self.multi0)
         meat = _signed_sum(terms) / equation.n_units
         matrix = equation_sandwich(equation, sensitivity, meat)
-        findings = _cluster_findings(ways, terms)
+        findings = cluster_findings(
+            min(_count(codes) for codes in ways), sum(count for _, _, count in terms)
+        )
         if len(ways) > 1:
             one_way = _signed_sum(terms[: len(ways)]) / equation.n_units
             reference = equation_sandwich(equation, sensitivity, one_way)
-            matrix, found = _semidefinite(
+            matrix, found = semidefinite(
                 matrix, reference, self.repair_psd, equation.names
             )
             findings += found
@@ -327,7 +209,7 @@ class Clustered:
             )
         matched = Satterthwaite(source.regression(ways[0], self.kind))
         dof = matched(np.eye(len(names)))
-        return dof, matched, _dof_findings(dof, names)
+        return dof, matched, dof_findings(dof, names)
 
     def _description(self) -> str:
         by = " and ".join(label_text(label) for label in self.labels)
@@ -431,7 +313,23 @@ def _meats(
             part, singular = _cluster_meat(source, codes, groups, kind)
             part = value * part
         terms.append((sign, part, singular))
+    if len(terms) == 1:
+        _refuse_vanishing(source, terms[0][1])
     return terms
+
+
+def _refuse_vanishing(source: _Source, meat: Matrix) -> None:
+    if source.working is None:
+        alone = np.einsum("ij,ij->j", source.rows, source.rows)
+    else:
+        design, residual = source.working.design, source.working.residual
+        alone = np.einsum("ij,i,ij->j", design, residual**2, design)
+    if (np.diag(meat) <= _VANISHED * source.n_rows * alone).all():
+        raise InferenceError(
+            "psi sums to zero within every cluster (each has its own parameters), so "
+            "the covariance between clusters is zero; cluster on a coarser level or "
+            "remove the parameters of the clusters."
+        )
 
 
 def _signed_sum(terms: Sequence[tuple[int, Matrix, int]]) -> Matrix:
@@ -447,13 +345,6 @@ def _cluster_meat(
     if kind not in _POWER:
         sums = sum_by_code(source.rows, codes, groups)
         meat = sums.T @ sums
-        rows_alone = np.einsum("ij,ij->j", source.rows, source.rows)
-        if (np.diag(meat) <= _VANISHED * len(codes) * rows_alone).all():
-            raise InferenceError(
-                "psi sums to zero within every cluster (each has its own parameters), "
-                "so the covariance between clusters is zero; cluster on a coarser "
-                "level or remove the parameters of the clusters."
-            )
         return meat, 0
     model = source.regression(codes, kind)
     meat, singular = np.zeros((source.k, source.k)), 0
@@ -465,100 +356,3 @@ def _cluster_meat(
         meat += block.scores.T @ block.scores
         singular += block.n_singular
     return model.triangle.T @ meat @ model.triangle, singular
-
-
-# ------------------------------------------------------------------------ findings
-
-
-def _cluster_findings(
-    ways: Sequence[IntVector], terms: Sequence[tuple[int, Matrix, int]]
-) -> tuple[Finding, ...]:
-    fewest = min(_count(codes) for codes in ways)
-    found = []
-    if fewest < FEW_CLUSTERS:
-        found.append(
-            Finding(
-                "number of clusters",
-                "warn",
-                float(fewest),
-                float(FEW_CLUSTERS),
-                f"{fewest} clusters: the clustered covariance is noisy and on average "
-                "too small.",
-                'Use kind="CR2" with its Satterthwaite degrees of freedom, or '
-                'Bootstrap(kind="wild-cluster").',
-            )
-        )
-    singular = sum(count for _, _, count in terms)
-    if singular:
-        found.append(
-            Finding(
-                "clusters of full leverage",
-                "warn",
-                float(singular),
-                0.0,
-                f"{singular} clusters determine some parameters alone (I - H_gg is "
-                "singular); a pseudo-inverse leaves those directions out.",
-                "Standard errors of the parameters that belong to one cluster, such as "
-                "its own dummy, are not trustworthy; the others are.",
-            )
-        )
-    return tuple(found)
-
-
-def _dof_findings(dof: Vector, names: Sequence[str]) -> tuple[Finding, ...]:
-    low = np.flatnonzero(dof < FEW_DOF)
-    if not len(low):
-        return ()
-    worst = int(dof.argmin())
-    affected = ", ".join(names[j] for j in low[:5]) + (", ..." if len(low) > 5 else "")
-    return (
-        Finding(
-            "Satterthwaite degrees of freedom",
-            "warn",
-            float(dof[worst]),
-            FEW_DOF,
-            f"below {FEW_DOF:g} for {affected} (lowest {dof[worst]:.2g}): a few "
-            "clusters carry the estimate, and the t approximation is rough.",
-            "Read these intervals as indicative; a randomisation test or "
-            'Bootstrap(kind="wild-cluster") does not rest on the approximation.',
-        ),
-    )
-
-
-def _semidefinite(
-    matrix: Matrix, one_way: Matrix, repair: bool, names: Sequence[str]
-) -> tuple[Matrix, tuple[Finding, ...]]:
-    """Refuse negative variances; report or repair a matrix that is indefinite."""
-    scale = np.sqrt(np.diag(one_way))
-    scale = np.where(scale > 0.0, scale, 1.0)
-    lowest = float(np.linalg.eigvalsh(matrix / np.outer(scale, scale))[0])
-    if lowest >= -_INDEFINITE * len(matrix):
-        return matrix, ()
-    negative = np.flatnonzero(np.diag(matrix) <= 0.0)
-    if len(negative) and not repair:
-        raise InferenceError(
-            f"the multi-way covariance gives {names[negative[0]]!r} the variance "
-            f"{matrix[negative[0], negative[0]]:.3g}; pass `repair_psd=True` to set "
-            "negative eigenvalues to zero, or cluster on one way."
-        )
-    what = (
-        "The multi-way covariance is not positive semidefinite (smallest eigenvalue "
-        f"{lowest:.2g} in units of one-way standard errors)"
-    )
-    if not repair:
-        advice = (
-            "Do not use it for joint tests as it is; pass `repair_psd=True`, or use "
-            "kind='CR1S', which is less often indefinite, or fewer ways."
-        )
-        meaning = f"{what}; some contrast has a negative variance."
-        return matrix, (_psd_finding(lowest, meaning, advice),)
-    repaired = clip_negative(matrix, scale)
-    meaning = f"{what}; its negative eigenvalues were set to zero."
-    advice = "Standard errors grew by the repair; compare them with one-way clustering."
-    return repaired, (_psd_finding(lowest, meaning, advice),)
-
-
-def _psd_finding(lowest: float, meaning: str, advice: str) -> Finding:
-    return Finding(
-        "positive semidefinite covariance", "warn", lowest, 0.0, meaning, advice
-    )
