@@ -1,4 +1,4 @@
-"""Inputs on which other packages are silently wrong: here the answer is right or refused.
+"""Inputs on which other packages are silently wrong: here right, or refused.
 
 Each test names the package and what it does with the same input (versions and figures
 are those measured when the tests were written: Delicatessen 4.3, geex 1.1.1,
@@ -81,7 +81,7 @@ def test_collinear_and_more_parameters_than_units():
 
 def test_separation_by_any_route():
     """Delicatessen `newton`: slope 34786, standard error 0."""
-    y, z = simulated(300)
+    _, z = simulated(300)
     X = np.column_stack([np.ones(300), z[:, 0]])
     split = (z[:, 0] > 0.1).astype(float)
     with pytest.raises(SeparationError):
@@ -98,10 +98,8 @@ def test_no_convergence_is_not_passed_on():
         mean, variance, sd, log = theta
         centred = data["y"] - mean
         one = np.ones(len(centred))
-        return np.column_stack(
-            [centred, centred**2 - variance, (np.sqrt(variance) - sd) * one]
-            + [(np.log(variance) - log) * one]
-        )
+        columns = [centred, centred**2 - variance, (np.sqrt(variance) - sd) * one]
+        return np.column_stack([*columns, (np.log(variance) - log) * one])
 
     fit = ee.estimate(ee.equation(psi, {"y": y}, [1.0, 2.0, 1.0, 1.0]))
     np.testing.assert_allclose(

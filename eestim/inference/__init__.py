@@ -1,0 +1,1 @@
+"""Intervals, tests, functionals and simultaneous bands."""

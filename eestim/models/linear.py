@@ -1,17 +1,23 @@
 """Linear and generalized linear models as estimating equations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
+from scipy import linalg, special
 
 from eestim._arrays import IntVector, Matrix, Vector, as_float, check_finite
 from eestim._linalg import equilibrated_factor
 from eestim.equations import Working, column_of
-from eestim.errors import DataError, IdentificationError, InterpolationError
+from eestim.errors import (
+    CapabilityError,
+    DataError,
+    IdentificationError,
+    InferenceError,
+    InterpolationError,
+)
 from eestim.models._blocked import gradient, gram, linear_predictor
 from eestim.models.families import Family, Link, family_and_link
 from eestim.models.formula import design_from_formula, new_design
@@ -32,6 +38,14 @@ _SUBSAMPLE_FROM = 50_000  # rows above which the start is found on a subsample
 _SUBSAMPLE_SHARE = 0.01
 _COLLINEAR = 1e-11  # what is left of a column of length 1 after the others
 _INTERPOLATED = 1e-10  # residual size relative to the response
+
+# The density of an outcome given its mean, up to a constant; squares where there is a
+# dispersion to profile out.
+_LOG_DENSITY: dict[str, Callable[[Vector, Vector], Any]] = {
+    "gaussian": lambda y, mu: (y - mu) ** 2,
+    "binomial": lambda y, mu: special.xlogy(y, mu) + special.xlog1py(1.0 - y, -mu),
+    "poisson": lambda y, mu: special.xlogy(y, mu) - mu,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +267,35 @@ class GeneralizedLinear:
         else:
             combined = weights if current is None else weights * current
         return replace(self, row_weights=combined, weight_kind=None)
+
+    def log_likelihood(self, theta: Vector) -> float:
+        r"""Return the log-likelihood of theta, up to a constant.
+
+        A dispersion is replaced by its maximum likelihood estimate at theta (the
+        concentrated likelihood, :math:`-\tfrac{n}{2} \log \sum_i e_i^2`).
+
+        Raises
+        ------
+        InferenceError
+            Under sampling or importance weights, which are not part of a model.
+        CapabilityError
+            If the family has no likelihood here.
+        """
+        if self.is_sampling_weighted:
+            raise InferenceError(
+                "there is no likelihood under sampling or importance weights; use "
+                "`score`, `wald` or ScoreInverted(), which take any psi."
+            )
+        if self.family.name not in _LOG_DENSITY:
+            raise CapabilityError(
+                f"the {self.family.name} family supplies no likelihood; use `score`, "
+                "`wald` or ScoreInverted(), which take any psi."
+            )
+        mu = self.link.inverse(linear_predictor(self.design, theta, self.offset))
+        terms = self._weighted(_LOG_DENSITY[self.family.name](self.response, mu))
+        if self.has_dispersion:
+            return -0.5 * self.n_units * float(np.log(terms.sum()))
+        return float(terms.sum())
 
     def predict(self, theta: Vector, new_data: Any) -> Prediction:
         """Return the linear predictor and its derivative at new rows.

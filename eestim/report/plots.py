@@ -1,14 +1,40 @@
 """Pictures of estimates, readable in grey."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 
-__all__ = ["forest", "pyplot"]
+__all__ = ["PALETTE", "Mark", "canvas", "forest", "mark", "png", "pyplot", "style"]
 
-_MARKERS = ("o", "s", "D", "^", "v", "P")
-_GREYS = ("#1f4e79", "#c55a11", "#548235", "#7f7f7f", "#7030a0", "#000000")
+# Neighbours differ in lightness, and markers and lines tell them apart in grey too.
+PALETTE = ("#16324f", "#d0701c", "#7a2f6b", "#3f8f73", "#7d8a97", "#a08600")
+_SHAPES = ("o", "s", "D", "^", "v", "P")
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+_FACES = ("full", "none")  # filled and hollow markers alternate after one round
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "figure.dpi": 100,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw with the fonts and spines of reports, and restore the user's after."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        yield
 
 
 def pyplot() -> Any:
@@ -26,6 +52,51 @@ def pyplot() -> Any:
             "plots need matplotlib: pip install 'eestim[report]'"
         ) from error
     return plt
+
+
+def canvas(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Any, Any]:
+    """Return a figure and its (rows, columns) array of axes, without a window.
+
+    Parameters
+    ----------
+    width, height : float
+        In inches.
+    rows, columns : int
+    **options
+        Those of ``matplotlib.figure.Figure.subplots``.
+    """
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), layout="constrained")
+    return made, made.subplots(rows, columns, squeeze=False, **options)
+
+
+def png(figure: Any, dpi: int = 160) -> bytes:
+    """Return a figure as PNG; equal figures give equal bytes."""
+    stream = BytesIO()
+    figure.savefig(
+        stream, format="png", dpi=dpi, facecolor="white", metadata={"Software": None}
+    )
+    return stream.getvalue()
+
+
+Mark = dict[str, Any]
+
+
+def mark(k: int) -> Mark:
+    """Return marker, colour and line of the k-th series: told apart in grey.
+
+    >>> mark(0)["marker"], mark(1)["marker"]
+    ('o', 's')
+    """
+    return {
+        "marker": _SHAPES[k % len(_SHAPES)],
+        "color": PALETTE[k % len(PALETTE)],
+        "fillstyle": _FACES[(k // len(_SHAPES)) % 2],
+        "linestyle": _LINES[k % len(_LINES)],
+    }
 
 
 def forest(
@@ -62,17 +133,17 @@ def forest(
         bounds = fit.interval(level, method).loc[shown].div(scale, axis=0)
         centre = bounds["estimate"].to_numpy()
         sides = np.abs(bounds[["lower", "upper"]].to_numpy().T - centre)
-        height = np.arange(len(shown))[::-1] + gap * ((len(estimates) - 1) / 2 - k)
+        rows = np.arange(len(shown))[::-1] + gap * ((len(estimates) - 1) / 2 - k)
+        look = mark(k) | {"linestyle": "none"}
         ax.errorbar(
             centre,
-            height,
+            rows,
             xerr=sides,
-            fmt=_MARKERS[k % len(_MARKERS)],
-            color=_GREYS[k % len(_GREYS)],
-            markersize=4.5,
-            capsize=2.5,
-            linewidth=1.3,
             label=label,
+            markersize=5,
+            capsize=3,
+            elinewidth=1.5,
+            **look,
         )
     ax.axvline(0.0, color="0.6", linewidth=0.8, linestyle="--")
     ax.set_yticks(np.arange(len(shown))[::-1], shown)
@@ -82,5 +153,6 @@ def forest(
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     if len(estimates) > 1:
-        ax.legend(frameon=False, fontsize="small")
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+        ax.legend(frameon=False, borderaxespad=0.0, **beside)  # never over the data
     return ax

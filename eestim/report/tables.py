@@ -1,6 +1,8 @@
 """Tables of estimates in plain text, Markdown, LaTeX and HTML."""
 
 import html
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -20,7 +22,7 @@ def _number(value: float) -> str:
     >>> _number(1234.5), _number(0.00012345), _number(-0.5)
     ('1234', '0.0001234', '-0.5000')
     """
-    if pd.isna(value):
+    if math.isnan(value):
         return ""
     size = abs(value)
     if size != 0 and (size < 1e-4 or size >= 1e6):
@@ -35,12 +37,41 @@ def _p_value(value: float) -> str:
     return "<0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
-def formatted(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of numbers as text, p values in their own style."""
-    columns = {
-        name: table[name].map(_p_value if name == "p" else _number) for name in table
-    }
+def formatted(
+    table: pd.DataFrame, formats: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Return a table as text.
+
+    Parameters
+    ----------
+    table : DataFrame
+    formats : mapping from column to format specification, optional
+        Other columns of floats get four significant digits, p values their own
+        style; counts and text stay as they are.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"shift": [0.5, -2.0], "n": [10, 12], "p": [0.03, 1e-9]})
+    >>> print(formatted(table, {"shift": "+.1f"}).to_string())
+      shift   n       p
+    0  +0.5  10  0.0300
+    1  -2.0  12 <0.0001
+    """
+    given = formats or {}
+    columns = {name: _as_text(table[name], given.get(str(name))) for name in table}
     return pd.DataFrame(columns, index=table.index)
+
+
+def _as_text(column: "pd.Series[Any]", specification: str | None) -> "pd.Series[str]":
+    if specification is not None:
+        return column.map(lambda value: _specified(value, specification))
+    if column.dtype.kind != "f":
+        return column.astype(str)
+    return column.map(_p_value if column.name == "p" else _number)
+
+
+def _specified(value: Any, specification: str) -> str:
+    return "" if pd.isna(value) else format(value, specification)
 
 
 def _law(estimate: Any) -> str:

@@ -1,0 +1,261 @@
+"""Functionals when A is too large to store: least squares with A and A' as maps."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, lsmr
+
+from eestim._arrays import Matrix, Vector, as_float, check_finite
+from eestim.errors import (
+    ConvergenceError,
+    IdentificationError,
+    InterpolationError,
+)
+
+__all__ = [
+    "AdjointSolution",
+    "OperatorFunctional",
+    "operator_functional",
+    "solve_adjoint",
+]
+
+_ESTIMABLE = 1e-6
+_STOPPED_EARLY = 7
+_LARGEST_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class AdjointSolution:
+    r"""An iterative least-squares solution of :math:`A'c = g`, with its accuracy.
+
+    Attributes
+    ----------
+    coefficients : (q,) array
+        c, of minimum norm.
+    relative_residual : float
+        :math:`\|g - A'c\|/\|g\|`: the estimability residual once converged.
+    stationarity : float
+        :math:`\|A(g - A'c)\|/(\|A\|\|g - A'c\|)`: small at a least-squares
+        solution, also if g is not estimable.
+    condition : float
+        Estimate of the condition number of A on its range.
+    n_iterations : int
+        Products with A and A'.
+    residual : (P,) array
+        g - A'c.
+    """
+
+    coefficients: Vector
+    relative_residual: float
+    stationarity: float
+    condition: float
+    n_iterations: int
+    residual: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorFunctional:
+    """Standard error of an estimable functional without storing A.
+
+    Attributes
+    ----------
+    se : float
+        Standard error of h, that is ``sqrt(mean((c'psi_i)**2) / n)``.
+    solve_error : float
+        Bound on the change of the influence by the residual of the solve, relative
+        to the standard error; NaN if no size of the error of theta was given.
+    n_units : int
+        Number of units.
+    solution : AdjointSolution
+        The solve and its accuracy.
+    """
+
+    se: float
+    solve_error: float
+    n_units: int
+    solution: AdjointSolution
+
+
+def solve_adjoint(
+    A: Any,
+    gradient: Any,
+    *,
+    tolerance: float = 1e-10,
+    max_iterations: int | None = None,
+    column_scale: Any = None,
+    row_scale: Any = None,
+) -> AdjointSolution:
+    r"""Return c with :math:`A'c = g` by LSMR, for A known through products only.
+
+    LSMR is a least-squares method: unlike conjugate gradients it stays stable when A
+    is singular or the system inconsistent, and it returns the minimum-norm solution.
+
+    Parameters
+    ----------
+    A : LinearOperator, sparse matrix or (q, P) array
+        Sensitivity with products with A and A'.
+    gradient : (P,) array
+        Gradient of the functional.
+    tolerance : float
+        Relative accuracy at which iterations stop.
+    max_iterations : int, optional
+        By default four times the smaller dimension, at most 10,000.
+    column_scale, row_scale : (P,) and (q,) arrays, optional
+        Positive factors that bring the columns and rows of A to one size, such as
+        inverse root-mean-squares of the entries of psi. Parameters of very different
+        size need them: an iterative method cannot tell a badly scaled direction
+        from one that A does not see.
+
+    Raises
+    ------
+    ConvergenceError
+        If the iterations stop before reaching the tolerance.
+    ValueError
+        If shapes do not fit or the gradient is zero.
+
+    References
+    ----------
+    Fong and Saunders (2011), SIAM J. Sci. Comput. 33, 2950-2971, section 2.
+
+    Examples
+    --------
+    >>> solution = solve_adjoint(np.ones((2, 2)), [2.0, 2.0])
+    >>> bool(np.allclose(solution.coefficients, [1.0, 1.0], rtol=1e-12))
+    True
+    """
+    operator = aslinearoperator(A)
+    g = check_finite(as_float(gradient, "gradient", ndim=1), "gradient")
+    q, p = operator.shape
+    if g.shape != (p,) or not g.any():
+        raise ValueError(
+            f"`gradient` has shape {g.shape}; give a nonzero vector of {p} entries."
+        )
+    scale = _factors(column_scale, p, "column_scale")
+    rows = _factors(row_scale, q, "row_scale")
+    adjoint = LinearOperator(
+        (p, q),
+        matvec=lambda c: scale * operator.rmatvec(rows * c),
+        rmatvec=lambda t: rows * operator.matvec(scale * t),
+        dtype=np.float64,
+    )
+    limit = (
+        min(4 * min(q, p) + 10, 10_000) if max_iterations is None else max_iterations
+    )
+    c, stop, n_iterations, _, norm_ar, norm_a, condition, _ = lsmr(
+        adjoint, scale * g, atol=tolerance, btol=tolerance, conlim=1e14, maxiter=limit
+    )
+    residual = scale * g - adjoint.matvec(c)
+    size = float(np.linalg.norm(residual))
+    relative = size / float(np.linalg.norm(scale * g))
+    stationarity = float(norm_ar) / max(float(norm_a) * size, 1e-300)
+    if stop == _STOPPED_EARLY and relative > tolerance and stationarity > tolerance:
+        raise ConvergenceError(
+            f"`A` needs more than {limit} iterations: residual {relative:.1e}, "
+            f"stationarity {stationarity:.1e}, condition {condition:.1e} (tolerance "
+            f"{tolerance:.0e}). Give `column_scale` and `row_scale`, raise "
+            "`max_iterations`, or accept a larger `tolerance`."
+        )
+    return AdjointSolution(
+        coefficients=rows * c,
+        relative_residual=relative,
+        stationarity=stationarity,
+        condition=float(condition),
+        n_iterations=int(n_iterations),
+        residual=residual / scale,
+    )
+
+
+def _factors(given: Any, length: int, argument: str) -> Vector:
+    if given is None:
+        return np.ones(length)
+    factors = as_float(given, argument, ndim=1)
+    if factors.shape != (length,) or not (factors > 0).all():
+        raise ValueError(f"`{argument}` must hold {length} positive factors.")
+    return factors
+
+
+def _refuse(solution: AdjointSolution, names: Sequence[str] | None) -> None:
+    size = np.abs(solution.residual)
+    largest = np.argsort(-size)[:_LARGEST_SHOWN]
+    labels = [names[j] if names is not None else f"theta[{j}]" for j in largest]
+    direction = " ".join(
+        f"{solution.residual[j] / size.max():+.3g}*{label}"
+        for j, label in zip(largest, labels, strict=True)
+    )
+    raise IdentificationError(
+        f"`gradient` is not estimable: {solution.relative_residual:.2e} of it lies "
+        f"along directions that A does not see (limit {_ESTIMABLE:.0e}), mostly "
+        f"{direction}. Report a functional that is constant along them, or give "
+        "`column_scale` and `row_scale` if parameters differ much in size."
+    )
+
+
+def operator_functional(
+    A: Any,
+    psi_products: Callable[[Vector], Iterable[Vector]],
+    gradient: Any,
+    *,
+    theta_error: float | None = None,
+    names: Sequence[str] | None = None,
+    **options: Any,
+) -> OperatorFunctional:
+    r"""Return the standard error of a functional without forming A, M or psi.
+
+    .. math:: se^2 = n^{-2}\sum_i (c'\psi_i)^2, \quad A'c = g
+
+    The solve leaves a residual :math:`r = g - A'c`, which changes the estimation
+    error of h by at most :math:`\|r\|\,\|\hat\theta - \theta_0\|` to first order.
+
+    Parameters
+    ----------
+    A : LinearOperator, sparse matrix or (q, P) array
+        Sensitivity.
+    psi_products : callable
+        ``psi_products(c)`` yields blocks of the n numbers ``psi_i @ c``, for example
+        one forward-mode pass over the data.
+    gradient : (P,) array
+        Gradient of the functional.
+    theta_error : float, optional
+        A size of the error of theta in the directions that A sees, for `solve_error`.
+    names : sequence of str, optional
+        Names of the parameters, for messages.
+    **options
+        Passed to `solve_adjoint`.
+
+    Raises
+    ------
+    IdentificationError
+        If the functional is not estimable; its largest entries are named.
+    ConvergenceError
+        If the solve does not converge.
+    InterpolationError
+        If the products vanish for every unit.
+
+    Examples
+    --------
+    >>> psi = np.array([[1.0], [-1.0], [1.0], [-1.0]])
+    >>> operator_functional(np.eye(1), lambda c: [psi @ c], [1.0]).se
+    0.5
+    """
+    solution = solve_adjoint(A, gradient, **options)
+    if solution.relative_residual > max(_ESTIMABLE, 10 * options.get("tolerance", 0.0)):
+        _refuse(solution, names)
+    total, n_units = 0.0, 0
+    for block in psi_products(solution.coefficients):
+        values: Matrix = check_finite(as_float(block, "psi_products", ndim=1), "psi")
+        total += float(values @ values)
+        n_units += len(values)
+    if n_units == 0:
+        raise ValueError("`psi_products` yielded no units.")
+    if not total > 0:
+        raise InterpolationError(
+            "`psi_products` are zero for every unit, so the standard error would be "
+            "zero: the fit interpolates. Use psi of held-out units or a penalised fit."
+        )
+    se = float(np.sqrt(total)) / n_units
+    bound = float("nan")
+    if theta_error is not None:
+        bound = float(np.linalg.norm(solution.residual)) * theta_error / se
+    return OperatorFunctional(se, bound, n_units, solution)

@@ -1,0 +1,382 @@
+"""Rank of a sensitivity: what is identified, decided free of units of measure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from eestim._arrays import Matrix, Vector, as_float, check_finite
+
+__all__ = [
+    "RankCut",
+    "RankReport",
+    "ScaledSVD",
+    "rank_report",
+    "scaled_svd",
+]
+
+CLEAR_GAP = 1e3  # ratio of singular values around the cut that settles the rank
+_MOST_PASSES, _FEWEST_PASSES, _ENTRIES = 2000, 50, 2e8  # of balancing, and its work
+_BALANCED = 1e-10  # last relative change of the factors
+_DRIFT, _DRIFT_PASSES, _DRIFT_SPREAD = 0.05, 10, 0.02  # a constant rate of growth
+_SHARE_SHOWN = 0.05  # of the largest entry of a direction that is put in words
+
+RankStatus = Literal["full_rank", "rank_deficient", "ambiguous_rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledSVD:
+    """Singular value decomposition of ``rows[:, None] * A * columns``.
+
+    Attributes
+    ----------
+    rows, columns : (q,) and (P,) arrays
+        Factors that give every row and every column the same Euclidean norm.
+    left : (q, q) array
+        Left singular vectors, one a column.
+    values : (min(q, P),) array
+        Singular values divided by the largest, decreasing.
+    right : (P, P) array
+        Right singular vectors, one a column.
+    """
+
+    rows: Vector
+    columns: Vector
+    left: Matrix
+    values: Vector
+    right: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class RankCut:
+    """One candidate rank: the values at each side of the cut and their ratio."""
+
+    rank: int
+    retained: float
+    dropped: float
+    gap: float
+    range_violation: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    r"""Rank of A, how clear it is, and which directions are free.
+
+    Attributes
+    ----------
+    rank : int
+        Number of scaled singular values above `tolerance`, or the rank given.
+    status : {"full_rank", "rank_deficient", "ambiguous_rank"}
+        Ambiguous when the singular values have no gap of 1000 around the cut.
+    singular_values : (min(q, P),) array
+        After equilibration, relative to the largest: these decide.
+    raw_singular_values : (min(q, P),) array
+        Of A as given: these depend on units of measure.
+    tolerance : float
+        Relative size below which a scaled singular value counts as zero.
+    gap : float
+        Smallest value kept over largest dropped (over `tolerance` at full rank).
+    cuts : tuple of RankCut
+        Every rank the numbers allow: one if the rank is clear.
+    null_space, left_null_space : (P, P - rank) and (q, q - rank) arrays
+        Orthonormal bases of :math:`\{t: At = 0\}` and :math:`\{c: A'c = 0\}`,
+        in the original units.
+    range_violation : float
+        :math:`\|(I-AA^+)M(I-AA^+)\|/\|M\|` after scaling rows; NaN without M.
+    names : tuple of str
+        Names of the P parameters.
+    decomposition : ScaledSVD
+        What the decisions were made on.
+    """
+
+    rank: int
+    status: RankStatus
+    singular_values: Vector
+    raw_singular_values: Vector
+    tolerance: float
+    gap: float
+    cuts: tuple[RankCut, ...]
+    null_space: Matrix
+    left_null_space: Matrix
+    range_violation: float
+    names: tuple[str, ...]
+    decomposition: ScaledSVD
+
+    @property
+    def n_parameters(self) -> int:
+        """Return P."""
+        return len(self.names)
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Return whether more than one rank is compatible with the numbers."""
+        return self.status == "ambiguous_rank"
+
+    def free_directions(self) -> tuple[str, ...]:
+        """Return the directions that A does not see, in words."""
+        return tuple(
+            describe_direction(column, self.decomposition.columns, self.names)
+            for column in self.null_space.T
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"rank {self.rank} of {self.n_parameters} ({self.status}), "
+            f"gap {self.gap:.3g}",
+            "scaled singular values: "
+            + ", ".join(f"{value:.3g}" for value in self.singular_values),
+        ]
+        lines += [f"free direction: {text}" for text in self.free_directions()]
+        if self.is_ambiguous:
+            lines += [
+                f"candidate rank {cut.rank}: kept {cut.retained:.3g}, "
+                f"dropped {cut.dropped:.3g}"
+                for cut in self.cuts
+            ]
+        return "\n".join(lines)
+
+
+def describe_direction(direction: Vector, columns: Vector, names: Sequence[str]) -> str:
+    """Return a direction of theta as a sum of named parameters.
+
+    Entries are chosen by their size in scaled units, shown in the original ones.
+    """
+    scaled = np.abs(direction / columns)
+    shown = np.flatnonzero(scaled >= _SHARE_SHOWN * scaled.max(initial=0.0))
+    peak = np.abs(direction[shown]).max(initial=0.0)
+    if peak == 0.0:
+        return "0"
+    return " ".join(f"{direction[j] / peak:+.3g}*{names[int(j)]}" for j in shown)
+
+
+def _balance(size: Matrix) -> tuple[Vector, Vector]:
+    """Return factors giving all rows, and all columns, of ``size`` one 2-norm.
+
+    Sinkhorn's alternation on the squares. Its limit does not depend on how rows
+    and columns were scaled to begin with, so neither do the singular values. A
+    pattern of zeros that forces a singular matrix has no limit: the factors then
+    grow at a constant rate, and the alternation stops early.
+    """
+    square = size**2
+    n_rows, n_columns = int(square.any(axis=1).sum()), int(square.any(axis=0).sum())
+    aim = max(n_rows, 1) / max(
+        n_columns, 1
+    )  # rows of square sum to one, columns to this
+    rows, columns = np.ones(len(size)), np.ones(size.shape[1])
+    allowed = int(np.clip(_ENTRIES / max(size.size, 1), _FEWEST_PASSES, _MOST_PASSES))
+    changes: list[float] = []
+    for _ in range(allowed):
+        new_columns = aim * _inverse_or_one(rows @ square)
+        rows = _inverse_or_one(square @ new_columns)
+        changes.append(float(np.abs(np.log(new_columns / columns)).max(initial=0.0)))
+        columns = new_columns
+        if changes[-1] < _BALANCED or _is_drifting(changes):
+            break
+    return np.sqrt(rows), np.sqrt(columns)
+
+
+def _is_drifting(changes: list[float]) -> bool:
+    """Return whether factors grow at a constant rate instead of converging."""
+    if len(changes) <= _DRIFT_PASSES or changes[-1] < _DRIFT:
+        return False
+    return abs(changes[-1] / changes[-1 - _DRIFT_PASSES] - 1.0) < _DRIFT_SPREAD
+
+
+def scaled_svd(A: Any) -> ScaledSVD:
+    """Return the singular value decomposition of A with rows and columns balanced.
+
+    Parameters
+    ----------
+    A : (q, P) array
+        Rows and columns of zeros keep the factor one.
+
+    Raises
+    ------
+    DataError
+        If A is not a matrix of finite numbers.
+
+    Examples
+    --------
+    >>> scaled_svd([[1.0, 0.0], [0.0, 1e-30]]).values
+    array([1., 1.])
+    """
+    matrix = check_finite(as_float(A, "A", ndim=2), "A")
+    # the two square roots keep intermediate squares inside the exponent range
+    first_columns = _inverse_or_one(np.abs(matrix).max(axis=0, initial=0.0))
+    first_rows = _inverse_or_one(
+        np.abs(matrix * first_columns).max(axis=1, initial=0.0)
+    )
+    rows, columns = _balance(np.abs(first_rows[:, None] * matrix * first_columns))
+    rows, columns = rows * first_rows, columns * first_columns
+    left, values, right = np.linalg.svd(rows[:, None] * matrix * columns)
+    largest = values[0] if values.size and values[0] > 0 else 1.0
+    return ScaledSVD(rows / largest, columns, left, values / largest, right.T)
+
+
+def _inverse_or_one(norms: Vector) -> Vector:
+    return 1.0 / np.where(norms > 0, norms, 1.0)
+
+
+def _violation(decomposition: ScaledSVD, M: Matrix | None, rank: int) -> float:
+    if M is None:
+        return float("nan")
+    scaled = decomposition.rows[:, None] * M * decomposition.rows
+    size = float(np.linalg.norm(scaled, 2)) if scaled.size else 0.0
+    outside = decomposition.left[:, rank:]
+    if size == 0.0 or outside.shape[1] == 0:
+        return 0.0
+    return float(np.linalg.norm(outside.T @ scaled @ outside, 2)) / size
+
+
+def _cut(
+    decomposition: ScaledSVD, M: Matrix | None, rank: int, tolerance: float
+) -> RankCut:
+    values = decomposition.values
+    retained = float(values[rank - 1]) if rank > 0 else float("inf")
+    dropped = float(values[rank]) if rank < len(values) else tolerance
+    gap = retained / dropped if dropped > 0 else float("inf")
+    return RankCut(rank, retained, dropped, gap, _violation(decomposition, M, rank))
+
+
+def _orthonormal(columns: Matrix) -> Matrix:
+    """Return an orthonormal basis of the span of independent columns."""
+    scaled = columns / _column_norms(columns)
+    basis: Matrix = np.linalg.qr(scaled)[0]
+    return basis
+
+
+def _column_norms(columns: Matrix) -> Vector:
+    norms = np.linalg.norm(columns, axis=0)
+    return np.where(norms > 0, norms, 1.0)
+
+
+def rank_report(
+    A: Any,
+    M: Any = None,
+    *,
+    derivative_error: float = 0.0,
+    rank: int | None = None,
+    names: Sequence[str] | None = None,
+) -> RankReport:
+    r"""Return the rank of a sensitivity, how clear it is, and what is free.
+
+    The matrix is first scaled so that all rows, and all columns, have one norm:
+    the decision then does not depend on units of measure. A scaled singular value
+    counts as zero when it is at most
+
+    .. math:: \tau = \sigma_1 \max\{10 \max(q, P)\, \epsilon,\; 10\, \delta\}
+
+    with :math:`\epsilon` the rounding of the dtype of A and :math:`\delta` the
+    relative error of a numerical derivative.
+
+    Parameters
+    ----------
+    A : (q, P) array
+        Sensitivity (either sign).
+    M : (q, q) array, optional
+        Variance of psi for one unit; gives `range_violation`.
+    derivative_error : float
+        Relative error of the entries of A if they are differences (about 1e-8 for
+        central differences), 0 if they are analytic.
+    rank : int, optional
+        Use this rank instead of deciding, after looking at the `cuts`.
+    names : sequence of str, optional
+        Names of the P parameters, for messages.
+
+    Raises
+    ------
+    DataError
+        If A or M is not a finite matrix.
+    ValueError
+        If M, `rank` or `names` do not fit A.
+
+    References
+    ----------
+    Golub and Van Loan (2013), Matrix Computations, section 5.5.
+
+    Examples
+    --------
+    A redundant parameter is found however its column is scaled:
+
+    >>> report = rank_report([[1.0, 1e-9], [2.0, 2e-9]], names=["a", "b"])
+    >>> report.rank, report.status, report.free_directions()
+    (1, 'rank_deficient', ('-1e-09*a +1*b',))
+    """
+    dtype = np.asarray(A).dtype
+    matrix = check_finite(as_float(A, "A", ndim=2), "A")
+    meat = None if M is None else check_finite(as_float(M, "M", ndim=2), "M")
+    q, p = matrix.shape
+    if meat is not None and meat.shape != (q, q):
+        raise ValueError(f"`M` has shape {meat.shape}; A has {q} rows, so ({q}, {q}).")
+    if not derivative_error >= 0:
+        raise ValueError(f"`derivative_error` is {derivative_error}; give one >= 0.")
+    labels = (
+        tuple(names) if names is not None else tuple(f"theta[{j}]" for j in range(p))
+    )
+    if len(labels) != p:
+        raise ValueError(f"`names` has {len(labels)} entries; A has {p} columns.")
+    decomposition = scaled_svd(matrix)
+    tolerance = rank_tolerance((q, p), dtype, derivative_error)
+    values = decomposition.values
+    chosen, candidates = _decide(values, tolerance, rank)
+    cuts = tuple(_cut(decomposition, meat, k, tolerance) for k in candidates)
+    own = _cut(decomposition, meat, chosen, tolerance)
+    return RankReport(
+        rank=chosen,
+        status=_status(chosen, p, len(candidates)),
+        singular_values=values,
+        raw_singular_values=_raw_values(matrix),
+        tolerance=tolerance,
+        gap=own.gap,
+        cuts=cuts,
+        null_space=_orthonormal(
+            decomposition.columns[:, None] * decomposition.right[:, chosen:]
+        ),
+        left_null_space=_orthonormal(
+            decomposition.rows[:, None] * decomposition.left[:, chosen:]
+        ),
+        range_violation=own.range_violation,
+        names=labels,
+        decomposition=decomposition,
+    )
+
+
+def _raw_values(matrix: Matrix) -> Vector:
+    return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
+
+
+def rank_tolerance(
+    shape: tuple[int, int], dtype: np.dtype[Any], derivative_error: float
+) -> float:
+    """Return the relative size at which a scaled singular value counts as zero.
+
+    >>> rank_tolerance((2, 2), np.dtype(float), 1e-8)
+    1e-07
+    """
+    eps = float(np.finfo(dtype).eps if dtype.kind == "f" else np.finfo(float).eps)
+    return 10.0 * max(max(shape, default=1) * eps, derivative_error)
+
+
+def _decide(
+    values: Vector, tolerance: float, rank: int | None
+) -> tuple[int, tuple[int, ...]]:
+    """Return the rank and every rank that the singular values allow."""
+    if rank is not None:
+        if not 0 <= rank <= len(values):
+            raise ValueError(f"`rank` is {rank}; choose one in 0..{len(values)}.")
+        return rank, (rank,)
+    chosen = int((values > tolerance).sum())
+    retained = values[chosen - 1] if chosen else np.inf
+    dropped = values[chosen] if chosen < len(values) else tolerance
+    if retained >= CLEAR_GAP * dropped:
+        return chosen, (chosen,)
+    fewest = int((values > CLEAR_GAP * tolerance).sum())
+    most = int((values > tolerance / CLEAR_GAP).sum())
+    return chosen, tuple(range(fewest, most + 1))
+
+
+def _status(rank: int, n_parameters: int, n_candidates: int) -> RankStatus:
+    if n_candidates > 1:
+        return "ambiguous_rank"
+    return "full_rank" if rank == n_parameters else "rank_deficient"

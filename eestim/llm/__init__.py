@@ -1,0 +1,57 @@
+"""Language models whose prefixes carry a latent, and the equations that fit them.
+
+A latent-prefix model perturbs the embeddings of a prefix by a learnable function of a
+Gaussian latent and averages its predictions over it. The likelihood is intractable;
+its parameters solve unbiased estimating equations by stochastic descent::
+
+    model = LatentPrefixLM(base, LowRank(width, rank=16), tokenizer)
+    fit(model, texts, Split(base=NoiseAveraged(), perturbation=Brier()), draws=4)
+    evaluate({"base": plain, "latent": model}, {"held out": documents})
+"""
+
+from eestim.llm.base import byte_model, byte_tokenizer
+from eestim.llm.documents import Documents
+from eestim.llm.equations import (
+    IWAE,
+    Brier,
+    CentredIWAE,
+    NoiseAveraged,
+    Power,
+    ScoreWeighted,
+    SharedDraw,
+    Split,
+)
+from eestim.llm.evaluation import Evaluation, evaluate
+from eestim.llm.inference import infer, squared_size
+from eestim.llm.perturbations import Additive, Gated, LowRank
+from eestim.llm.prefix import LatentPrefixLM
+from eestim.llm.recipe import Fit
+from eestim.llm.scores import scores
+from eestim.llm.sensitivities import sensitivity
+from eestim.llm.training import fit
+
+__all__ = [
+    "IWAE",
+    "Additive",
+    "Brier",
+    "CentredIWAE",
+    "Documents",
+    "Evaluation",
+    "Fit",
+    "Gated",
+    "LatentPrefixLM",
+    "LowRank",
+    "NoiseAveraged",
+    "Power",
+    "ScoreWeighted",
+    "SharedDraw",
+    "Split",
+    "byte_model",
+    "byte_tokenizer",
+    "evaluate",
+    "fit",
+    "infer",
+    "scores",
+    "sensitivity",
+    "squared_size",
+]

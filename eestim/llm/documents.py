@@ -1,0 +1,207 @@
+"""Texts as token blocks whose independent unit is the document."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eestim.errors import DataError
+from eestim.llm.protocols import IntArray
+from eestim.llm.surrogates import IGNORED
+
+__all__ = ["Documents", "TokenBatch", "refuse_leakage", "tokenize"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """Rows of tokens with the next token of each position.
+
+    Attributes
+    ----------
+    input_ids, targets : (B, T) int64 tensors
+        `targets` is -100 where a position predicts nothing.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Documents:
+    """Documents cut into blocks of one context length; every token scored once.
+
+    Attributes
+    ----------
+    tokens, targets : (n_rows, T) int64 tensors
+        Blocks, padded on the right; a padded position has target -100.
+    unit : (n_rows,) int64 array
+        The document of each block.
+    n_bytes : (n_units,) int64 array
+        Length of each document in UTF-8 bytes.
+    names : tuple of str
+        One for each document.
+    digests : tuple of str
+        Fingerprint of each text, to find a document in two corpora.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    unit: IntArray
+    n_bytes: IntArray
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Sequence[str],
+        tokenizer: Any,
+        context: int,
+        names: Sequence[str] | None = None,
+    ) -> Documents:
+        """Tokenize texts, one document each, and cut them into blocks.
+
+        Consecutive blocks of a document share one token, so that each token after
+        the start symbol is predicted exactly once.
+
+        Parameters
+        ----------
+        texts : sequence of str
+        tokenizer : transformers tokenizer
+        context : int
+            Tokens in a block.
+        names : sequence of str, optional
+            Names of the documents.
+
+        Raises
+        ------
+        DataError
+            If there is no text, a text is empty or appears twice, or no document
+            fills one block.
+        """
+        names = list(names or (f"document {i}" for i in range(len(texts))))
+        digests = _check_texts(texts, names, context)
+        rows: list[list[int]] = []
+        unit: list[int] = []
+        for number, ids in enumerate(tokenize(texts, tokenizer)):
+            for begin in range(0, len(ids) - 1, context - 1):
+                rows.append(ids[begin : begin + context])
+                unit.append(number)
+        longest = max(map(len, rows))
+        if longest < context:
+            raise DataError(
+                f"`context` is {context} tokens, but the longest of the "
+                f"{len(texts)} documents has {longest}; give longer text or set "
+                f"context={longest} or less."
+            )
+        tokens, targets = _pad(rows, context)
+        n_bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        labels = np.array(unit, dtype=np.int64)
+        return cls(tokens, targets, labels, n_bytes, tuple(names), digests)
+
+    @property
+    def n_units(self) -> int:
+        """Number of documents."""
+        return len(self.n_bytes)
+
+    @property
+    def context(self) -> int:
+        """Tokens in a block."""
+        return int(self.tokens.shape[1])
+
+    @property
+    def n_tokens(self) -> IntArray:
+        """Number of predicted tokens of each document, (n_units,)."""
+        kept = (self.targets != IGNORED).sum(1).numpy()
+        counts = np.bincount(self.unit, weights=kept, minlength=self.n_units)
+        return counts.astype(np.int64)
+
+    def batch(self, rows: IntArray) -> TokenBatch:
+        """Return some blocks."""
+        index = torch.as_tensor(rows)
+        return TokenBatch(self.tokens[index], self.targets[index])
+
+
+def tokenize(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return token ids of each text, after one start symbol.
+
+    Special tokens spelled out inside a text stay ordinary text.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer has neither a beginning nor an end symbol.
+    """
+    start = tokenizer.bos_token_id
+    start = tokenizer.eos_token_id if start is None else start
+    if start is None:
+        raise ValueError(
+            "`tokenizer` has neither a beginning nor an end-of-text token to start a "
+            "document with; set tokenizer.bos_token."
+        )
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True
+    )
+    return [[start, *ids] for ids in encoded["input_ids"]]
+
+
+def refuse_leakage(training: Documents, test: Documents, name: str) -> None:
+    """Refuse test documents that were trained on.
+
+    Parameters
+    ----------
+    training, test : Documents
+    name : str
+        How messages call the test corpus.
+    """
+    known = dict(zip(training.digests, training.names, strict=True))
+    for digest, title in zip(test.digests, test.names, strict=True):
+        if digest in known:
+            raise DataError(
+                f"`{name}` holds {title!r}, the same text as the training document "
+                f"{known[digest]!r}; remove it from one of them, or the held-out "
+                "loss is not held out."
+            )
+
+
+def _check_texts(
+    texts: Sequence[str], names: Sequence[str], context: int
+) -> tuple[str, ...]:
+    """Return the fingerprints of valid texts."""
+    if isinstance(texts, str):
+        raise TypeError("`texts` is one string; give a list, one string per document.")
+    if context < 2:
+        raise ValueError(f"`context` is {context}; a block needs at least 2 tokens.")
+    if len(texts) == 0:
+        raise DataError("`texts` is empty; give at least one document.")
+    if len(names) != len(texts):
+        raise ValueError(f"`names` has {len(names)} entries for {len(texts)} texts.")
+    seen: dict[str, str] = {}
+    for text, name in zip(texts, names, strict=True):
+        if not text.strip():
+            raise DataError(f"`texts` holds an empty document, {name!r}; remove it.")
+        digest = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+        if digest in seen:
+            raise DataError(
+                f"`texts` holds the same document twice, {seen[digest]!r} and "
+                f"{name!r}; documents are the independent units, so remove one."
+            )
+        seen[digest] = name
+    return tuple(seen)
+
+
+def _pad(rows: Sequence[list[int]], context: int) -> tuple[Tensor, Tensor]:
+    """Return (tokens, targets), padded on the right with token 0."""
+    tokens = torch.zeros(len(rows), context, dtype=torch.long)
+    targets = torch.full((len(rows), context), IGNORED)
+    for number, row in enumerate(rows):
+        ids = torch.tensor(row)
+        tokens[number, : len(row)] = ids
+        targets[number, : len(row) - 1] = ids[1:]
+    return tokens, targets

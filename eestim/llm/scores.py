@@ -1,0 +1,354 @@
+r"""Contributions psi of each unit, for the parameters of a latent model.
+
+psi is minus the gradient of the surrogate in its differentiated copy. The unit is the
+document (or any independent row), never the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+
+from eestim.errors import CapabilityError, DataError
+from eestim.llm.equations import (
+    Brier,
+    Split,
+)
+from eestim.llm.prefix import LatentPrefixLM
+from eestim.llm.protocols import Units, check_model
+from eestim.llm.surrogates import LatentEquation, check_draws
+from eestim.llm.training import as_units, step_generator
+
+__all__ = [
+    "Which",
+    "chosen",
+    "count_parameters",
+    "equation_parts",
+    "logits_at",
+    "parameter_names",
+    "score_sets",
+    "scores",
+    "unit_batches",
+]
+
+Array = npt.NDArray[np.float64]
+Which = Literal["perturbation", "all"]
+
+_MOST_PARAMETERS = 5000
+_FORWARD_BELOW = 32  # parameters: forward mode costs one pass for each
+
+
+def chosen(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
+    """Return the parameters that psi belongs to, by name."""
+    check_model(model)
+    if which not in ("perturbation", "all"):
+        raise ValueError(
+            f"`parameters` is {which!r}; expected 'perturbation' or 'all'."
+        )
+    found = {
+        name: p
+        for name, p in model.named_parameters()
+        if which == "all" or name.startswith("perturbation.")
+    }
+    if not found:
+        raise DataError(
+            "`model` has no perturbation whose parameters could be estimated; give "
+            "it one, or set parameters='all'."
+        )
+    count = sum(p.numel() for p in found.values())
+    if count > _MOST_PARAMETERS:
+        raise DataError(
+            f"`parameters` selects {count} parameters; the dense form holds at most "
+            f"{_MOST_PARAMETERS}. Use a smaller rank, or parameters='perturbation'."
+        )
+    return found
+
+
+def parameter_names(model: nn.Module, which: Which = "perturbation") -> tuple[str, ...]:
+    """Return a name for each entry of psi, such as ``directions[2,0]``."""
+    names = []
+    for name, parameter in chosen(model, which).items():
+        short = name.removeprefix("perturbation.")
+        if parameter.ndim == 0:
+            names.append(short)
+        else:
+            for index in np.ndindex(*parameter.shape):
+                names.append(f"{short}[{','.join(map(str, index))}]")
+    return tuple(names)
+
+
+def scores(
+    model: nn.Module,
+    documents: Any,
+    equation: LatentEquation | None = None,
+    *,
+    draws: int = 8,
+    passes: int = 1,
+    parameters: Which = "perturbation",
+    method: Literal["auto", "two-stage", "forward", "loop"] = "auto",
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Array:
+    r"""Return psi of each unit (document), summed over its positions.
+
+    .. math:: \psi_i = \sum_{t \in i} \psi_{it}
+
+    Parameters
+    ----------
+    model : LatentModel
+    documents : Units, or list of str
+    equation : LatentEquation, optional
+        `Brier` by default.
+    draws : int
+        K latent draws for each row; no two units share one.
+    passes : int
+        Independent sets of draws to average psi over. After `passes` epochs with
+        fresh draws the estimate carries the latent noise of their average.
+    parameters : {"perturbation", "all"}
+    method : {"auto", "two-stage", "forward", "loop"}
+        "two-stage" goes backward through the language model once for the batch, to
+        the perturbed embeddings, and then maps each unit's part through the
+        perturbation alone; "forward" needs one forward-mode pass for each
+        parameter; "loop" goes backward once for each row, an oracle for tests.
+    batch_size, seed : int
+
+    Returns
+    -------
+    (n_units, P) float64 array
+
+    Examples
+    --------
+    Columns follow `parameter_names`.
+
+    >>> from eestim.llm.synthetic import BinaryModel, binary_data
+    >>> model, data = BinaryModel(), binary_data(50, seed=0)
+    >>> scores(model, data, parameters="all").shape
+    (50, 3)
+    """
+    sets = score_sets(
+        model, documents, equation, draws, passes, parameters, method, batch_size, seed
+    )
+    average: Array = np.mean(list(sets), axis=0)
+    return average
+
+
+def score_sets(
+    model: nn.Module,
+    documents: Any,
+    equation: LatentEquation | None = None,
+    draws: int = 8,
+    passes: int = 1,
+    parameters: Which = "perturbation",
+    method: str = "auto",
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Iterator[Array]:
+    """Yield psi (n_units, P) of independent sets of draws, one for each pass."""
+    equation = Brier() if equation is None else equation
+    check_draws(equation, draws)
+    if passes < 1 or batch_size < 1:
+        raise ValueError(
+            f"`passes` is {passes} and `batch_size` {batch_size}; both must be at "
+            "least 1."
+        )
+    units = as_units(model, documents)
+    wanted = chosen(model, parameters)
+    rule = _method(model, wanted, method, parameters)
+    for number in range(passes):
+        psi = torch.zeros(units.n_units, count_parameters(wanted), dtype=torch.float64)
+        for batch, owner, generator in unit_batches(units, batch_size, seed, number):
+            state = generator.get_state()
+            columns = []
+            for part, names in equation_parts(equation, wanted):
+                generator.set_state(state)  # every group meets the same draws
+                columns.append(rule(model, part, names, batch, draws, generator))
+            rows = _in_order(columns, wanted).detach()
+            psi.index_add_(0, owner, rows.double().cpu())
+        yield psi.numpy()
+
+
+def unit_batches(
+    units: Units, batch_size: int, seed: int, set_number: int
+) -> Iterator[tuple[Any, Tensor, torch.Generator]]:
+    """Yield (batch, unit of each row, generator) over all rows."""
+    for number, begin in enumerate(range(0, len(units.unit), batch_size)):
+        rows = np.arange(begin, min(begin + batch_size, len(units.unit)))
+        generator = step_generator(seed + 7919 * set_number, number)
+        yield units.batch(rows), torch.as_tensor(units.unit[rows]), generator
+
+
+def count_parameters(wanted: dict[str, nn.Parameter]) -> int:
+    """Return P, the number of entries of psi."""
+    return sum(p.numel() for p in wanted.values())
+
+
+def equation_parts(
+    equation: LatentEquation, wanted: dict[str, nn.Parameter]
+) -> list[tuple[LatentEquation, dict[str, nn.Parameter]]]:
+    """Return which equation the parameters solve; two groups for `Split`."""
+    if not isinstance(equation, Split):
+        return [(equation, wanted)]
+    phi = {n: p for n, p in wanted.items() if n.startswith("perturbation.")}
+    base = {n: p for n, p in wanted.items() if n not in phi}
+    pairs = [(equation.base, base), (equation.perturbation, phi)]
+    return [(part, names) for part, names in pairs if names]
+
+
+def _in_order(
+    columns: list[dict[str, Tensor]], wanted: dict[str, nn.Parameter]
+) -> Tensor:
+    """Return (B, P) from blocks by name, in the order of the parameters."""
+    found = {name: block for part in columns for name, block in part.items()}
+    return torch.cat([found[n].reshape(len(found[n]), -1) for n in wanted], dim=1)
+
+
+Rule = Callable[
+    [nn.Module, LatentEquation, dict[str, nn.Parameter], Any, int, torch.Generator],
+    dict[str, Tensor],
+]
+
+
+def _method(
+    model: nn.Module, wanted: dict[str, nn.Parameter], method: str, which: Which
+) -> Rule:
+    """Return the function that makes psi of the rows of one batch."""
+    is_staged = isinstance(model, LatentPrefixLM) and which == "perturbation"
+    if method == "auto":
+        method = "loop"
+        if is_staged:
+            method = "two-stage"
+        elif (
+            not isinstance(model, LatentPrefixLM)
+            and count_parameters(wanted) < _FORWARD_BELOW
+        ):
+            method = "forward"
+    if method == "two-stage" and not is_staged:
+        raise CapabilityError(
+            "`method` is 'two-stage', which needs a LatentPrefixLM and "
+            "parameters='perturbation'; use 'loop' or 'forward'."
+        )
+    rules: dict[str, Rule] = {
+        "two-stage": _two_stage,
+        "forward": _forward,
+        "loop": _loop,
+    }
+    if method not in rules:
+        raise ValueError(f"`method` is {method!r}; expected one of {['auto', *rules]}.")
+    return rules[method]
+
+
+def _two_stage(
+    model: nn.Module,
+    equation: LatentEquation,
+    wanted: dict[str, nn.Parameter],
+    batch: Any,
+    draws: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Go backward to the perturbed embeddings, then through g for each row."""
+    if not isinstance(model, LatentPrefixLM) or model.perturbation is None:
+        raise CapabilityError("`model` has no perturbation to differentiate.")
+    perturbation = model.perturbation
+    embeddings = model.embed(batch).detach()
+    latents = model.latents(embeddings, draws, generator)
+    moved = model.perturb(embeddings, latents).detach().requires_grad_()
+    logits = model.logits_of(moved)
+    value = equation.surrogate(logits, logits.detach(), model.targets(batch))
+    (slope,) = torch.autograd.grad(value.sum(), moved)
+    prefix = "perturbation."
+    phi = {name.removeprefix(prefix): p.detach() for name, p in wanted.items()}
+
+    def of_row(e: Tensor, z: Tensor, g: Tensor) -> dict[str, Tensor]:
+        pull: Any = vjp(lambda p: functional_call(perturbation, p, (e, z)), phi)[1]
+        found: dict[str, Tensor] = pull(-g)[0]
+        return found
+
+    rows = vmap(of_row, in_dims=(0, 1, 1))(embeddings, latents, slope)
+    return {prefix + name: block for name, block in rows.items()}
+
+
+class _Caller(nn.Module):
+    """Make `draw_logits` the forward of a module, for functional_call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *arguments: Any) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.model.draw_logits(*arguments)  # type: ignore[operator]
+        return logits
+
+
+def logits_at(model: nn.Module, values: dict[str, Tensor], *arguments: Any) -> Tensor:
+    """Return draw_logits(*arguments) with some parameters replaced."""
+    renamed = {f"model.{name}": value for name, value in values.items()}
+    logits: Tensor = functional_call(_Caller(model), renamed, arguments)
+    return logits
+
+
+def _forward(
+    model: nn.Module,
+    equation: LatentEquation,
+    wanted: dict[str, nn.Parameter],
+    batch: Any,
+    draws: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Differentiate every row's surrogate along each parameter, forward."""
+    values = {name: p.detach() for name, p in wanted.items()}
+    state = generator.get_state()
+    with torch.no_grad():
+        still = model.draw_logits(batch, draws, generator)  # type: ignore[operator]
+    targets = model.targets(batch)  # type: ignore[operator]
+
+    def of_rows(moving: dict[str, Tensor]) -> Tensor:
+        generator.set_state(state)
+        logits = logits_at(model, moving, batch, draws, generator)
+        value = equation.surrogate(logits, still, targets)
+        return value.reshape(len(value), -1).sum(1)
+
+    blocks = {}
+    for name, value in values.items():
+        columns = []
+        for index in range(value.numel()):
+            tangent = {n: torch.zeros_like(v) for n, v in values.items()}
+            tangent[name].view(-1)[index] = 1.0
+            columns.append(-jvp(of_rows, (values,), (tangent,))[1])
+        blocks[name] = torch.stack(columns, 1)
+    return blocks
+
+
+def _loop(
+    model: nn.Module,
+    equation: LatentEquation,
+    wanted: dict[str, nn.Parameter],
+    batch: Any,
+    draws: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Go backward once for each row."""
+    values = {n: p.detach().requires_grad_() for n, p in wanted.items()}
+    logits = logits_at(model, values, batch, draws, generator)
+    value = equation.surrogate(
+        logits,
+        logits.detach(),
+        model.targets(batch),  # type: ignore[operator]
+    )
+    rows = value.reshape(len(value), -1).sum(1)
+    found = [
+        torch.autograd.grad(
+            row, list(values.values()), retain_graph=True, materialize_grads=True
+        )
+        for row in rows
+    ]
+    return {
+        name: -torch.stack([slopes[place] for slopes in found])
+        for place, name in enumerate(values)
+    }

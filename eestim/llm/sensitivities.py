@@ -1,0 +1,160 @@
+r"""The sensitivity A of a latent model's equations.
+
+A is minus the derivative of **psi**, so it passes through both copies of the parameters
+in the surrogate. The second derivative of a surrogate with a detached copy is another
+matrix (for weighted equations its mean at the truth is zero).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from eestim.errors import CapabilityError
+from eestim.llm.equations import (
+    Brier,
+    CentredIWAE,
+    Power,
+)
+from eestim.llm.scores import (
+    Which,
+    chosen,
+    count_parameters,
+    equation_parts,
+    logits_at,
+    unit_batches,
+)
+from eestim.llm.surrogates import LatentEquation, check_draws
+from eestim.llm.training import as_units
+
+__all__ = ["sensitivity"]
+
+Array = npt.NDArray[np.float64]
+
+_DIRECTIONS_AT_ONCE = 32  # rows of A by one batched backward pass
+
+
+def sensitivity(
+    model: nn.Module,
+    documents: Any,
+    equation: LatentEquation | None = None,
+    *,
+    draws: int = 8,
+    passes: int = 1,
+    parameters: Which = "perturbation",
+    kind: Literal["observed", "expected"] = "observed",
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Array:
+    r"""Return A, minus the mean over units of the derivative of psi.
+
+    .. math:: A = - \frac1n \sum_i \frac{\partial \psi_i}{\partial \theta^\top}
+
+    Reverse mode twice, with plain attention (fused attention has no second
+    derivative).
+
+    Parameters
+    ----------
+    kind : {"observed", "expected"}
+        "observed" is the derivative itself. "expected" keeps the part through the
+        residual, :math:`\sum_v w_v \nabla q_v(Z_2) \nabla q_v(Z_1)^\top`: equal in
+        the mean at a correct model, less noisy, wrong under misspecification.
+    model, documents, equation, draws, passes, parameters, batch_size, seed
+        As for `scores`.
+
+    Returns
+    -------
+    (P, P) float64 array
+        Not symmetric in general.
+    """
+    equation = Brier() if equation is None else equation
+    check_draws(equation, draws)
+    if kind not in ("observed", "expected"):
+        raise ValueError(f"`kind` is {kind!r}; expected 'observed' or 'expected'.")
+    if kind == "expected" and not isinstance(equation, Brier | Power | CentredIWAE):
+        raise CapabilityError(
+            f"`kind` is 'expected', which {equation} does not have; use 'observed'."
+        )
+    units = as_units(model, documents)
+    wanted = chosen(model, parameters)
+    total = torch.zeros(
+        count_parameters(wanted), count_parameters(wanted), dtype=torch.float64
+    )
+    with sdpa_kernel(SDPBackend.MATH):
+        for number in range(passes):
+            for batch, _, generator in unit_batches(units, batch_size, seed, number):
+                state = generator.get_state()
+                for part, names in equation_parts(equation, wanted):
+                    rows = _slope(
+                        model, part, wanted, names, (batch, draws, generator), kind
+                    )
+                    places = _places(wanted, names)
+                    total[places] += rows
+                    generator.set_state(state)
+    mean: Array = (total / (passes * units.n_units)).numpy()
+    return mean
+
+
+def _places(wanted: dict[str, nn.Parameter], names: dict[str, nn.Parameter]) -> Tensor:
+    """Return the rows of A that belong to some of the parameters."""
+    mask = [torch.full((p.numel(),), name in names) for name, p in wanted.items()]
+    return torch.cat(mask).nonzero().squeeze(1)
+
+
+def _slope(
+    model: nn.Module,
+    equation: LatentEquation,
+    wanted: dict[str, nn.Parameter],
+    names: dict[str, nn.Parameter],
+    arguments: tuple[Any, int, torch.Generator],
+    kind: str,
+) -> Tensor:
+    """Return minus the derivative of one batch's summed psi, (rows, P)."""
+    batch, _, generator = arguments
+    moving = {n: p.detach().clone().requires_grad_() for n, p in wanted.items()}
+    still = {n: p.detach().clone().requires_grad_() for n, p in wanted.items()}
+    state = generator.get_state()
+    at_moving = logits_at(model, moving, *arguments)
+    generator.set_state(state)
+    at_still = logits_at(model, still, *arguments)
+    value = equation.surrogate(
+        at_moving,
+        at_still,
+        model.targets(batch),  # type: ignore[operator]
+    ).sum()
+    slopes = torch.autograd.grad(
+        value, [moving[n] for n in names], create_graph=True, materialize_grads=True
+    )
+    copies = [still] if kind == "expected" else [moving, still]
+    leaves = [leaf for copy in copies for leaf in copy.values()]
+    flat = torch.cat([slope.flatten() for slope in slopes])
+    if not flat.requires_grad:  # linear in every parameter
+        return torch.zeros(len(flat), count_parameters(wanted), dtype=torch.float64)
+    basis = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+    rows = []
+    for begin in range(0, len(flat), _DIRECTIONS_AT_ONCE):
+        chunk = basis[begin : begin + _DIRECTIONS_AT_ONCE]
+        found = torch.autograd.grad(
+            flat,
+            leaves,
+            chunk,
+            retain_graph=True,
+            is_grads_batched=True,
+            allow_unused=True,
+        )
+        blocks = torch.cat(
+            [
+                flat.new_zeros(len(chunk), leaf.numel())
+                if f is None
+                else f.reshape(len(chunk), -1)
+                for f, leaf in zip(found, leaves, strict=True)
+            ],
+            dim=1,
+        )
+        rows.append(blocks.view(len(chunk), len(copies), -1).sum(1))
+    return torch.cat(rows).double().cpu()

@@ -1,0 +1,176 @@
+r"""What every estimating equation of a latent model is made of.
+
+A surrogate S(u, t) takes two copies of the parameters, with psi(t) = - dS(u, t) / du at
+u = t. `eestim.llm.equations` holds the equations themselves.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eestim.errors import DataError
+
+__all__ = [
+    "IGNORED",
+    "LatentEquation",
+    "centred",
+    "check_draws",
+    "check_targets",
+    "leave_one_out",
+    "log_probabilities",
+    "only_kept",
+    "pick",
+]
+
+IGNORED = -100
+"""Target of a position that belongs to no unit (padding), as in transformers."""
+
+
+def leave_one_out(log_values: Tensor) -> Tensor:
+    r"""Return the log mean over the other draws, for each draw.
+
+    .. math:: \ell_i = \log \frac{1}{K - 1} \sum_{j \ne i} e^{l_j}
+
+    Computed from both ends, in O(K), without the subtraction
+    :math:`K \bar q - q_i`, which cancels to zero in float32.
+
+    Parameters
+    ----------
+    log_values : (K, ...) tensor
+        Log probabilities of K >= 2 draws.
+
+    Examples
+    --------
+    >>> leave_one_out(torch.tensor([0.0, -60.0, -60.0]))[0]
+    tensor(-60.)
+    """
+    draws = list(log_values.unbind(0))
+    before, after = [draws[0]], [draws[-1]]
+    for value in draws[1:-1]:
+        before.append(_log_add(before[-1], value))
+    for value in draws[-2:0:-1]:
+        after.append(_log_add(after[-1], value))
+    middle = [_log_add(b, a) for b, a in zip(before[:-1], after[-2::-1], strict=True)]
+    count = torch.tensor(
+        len(draws) - 1, dtype=log_values.dtype, device=log_values.device
+    )
+    return torch.stack([after[-1], *middle, before[-1]]) - count.log()
+
+
+def _log_add(a: Tensor, b: Tensor) -> Tensor:
+    """Return log(exp a + exp b); torch.logaddexp has NaN second derivatives."""
+    return torch.stack([a, b]).logsumexp(0)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return log softmax; half precision is raised to float32 first."""
+    wide = logits.float() if logits.dtype in _HALF else logits
+    return torch.log_softmax(wide, dim=-1)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def pick(values: Tensor, targets: Tensor) -> Tensor:
+    """Return values[..., target]; `values` (K, ..., V), `targets` (...)."""
+    index = targets.clamp_min(0).expand(values.shape[:-1]).unsqueeze(-1)
+    return values.gather(-1, index).squeeze(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentEquation(ABC):
+    """Base of the equations: a surrogate, and the loss that training descends."""
+
+    @property
+    def smallest_draws(self) -> int:
+        """Fewest draws K that the equation is defined for."""
+        return 1
+
+    @property
+    def is_unbiased(self) -> bool:
+        """Whether psi has mean zero at the truth for every finite K."""
+        return True
+
+    @abstractmethod
+    def surrogate(self, moving: Tensor, still: Tensor, targets: Tensor) -> Tensor:
+        """Return S(u, t) at each position.
+
+        Parameters
+        ----------
+        moving, still : (K, ..., V) tensors
+            Logits at u, which psi differentiates, and at t, which it does not.
+        targets : (...) integer tensor
+            Observed tokens; positions of target ``IGNORED`` give 0.
+
+        Returns
+        -------
+        (...) tensor
+        """
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return a scalar whose gradient is minus the mean psi over positions.
+
+        Parameters
+        ----------
+        logits : (K, ..., V) tensor
+            K independent draws for each position.
+        targets : (...) integer tensor
+            Observed tokens; ``IGNORED`` (-100) leaves a position out.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer draws than the equation needs, or shapes disagree.
+        DataError
+            If no position has a target.
+        """
+        check_draws(self, logits.shape[0])
+        kept = check_targets(logits, targets)
+        value = self.surrogate(logits, logits.detach(), targets)
+        return value.sum() / kept
+
+
+def check_draws(equation: LatentEquation, draws: int) -> None:
+    """Refuse fewer draws than the equation has independent copies of the latent."""
+    needed = equation.smallest_draws
+    if draws < needed:
+        raise ValueError(
+            f"`draws` is {draws}, but {equation} needs at least {needed} independent "
+            "draws of the latent for each position, because the residual and the "
+            f"differentiated copy must not share noise; set draws={needed} or more."
+        )
+
+
+def check_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the number of positions with a target, after checking shapes."""
+    if logits.shape[1:-1] != targets.shape:
+        raise ValueError(
+            f"`logits` has shape {tuple(logits.shape)} and `targets` "
+            f"{tuple(targets.shape)}; expected (K, ..., V) and (...)."
+        )
+    kept = (targets != IGNORED).sum()
+    if int(kept) == 0:
+        raise DataError(
+            "`targets` holds no observed token (every position is -100); give at "
+            "least one position a target."
+        )
+    return kept
+
+
+def only_kept(value: Tensor, targets: Tensor) -> Tensor:
+    """Return the values, zero where a position has no target."""
+    return value.masked_fill(targets == IGNORED, 0.0)
+
+
+def centred(instrument: Tensor, still: Tensor, targets: Tensor) -> Tensor:
+    r"""Return minus the mean over i of h_i(Y) - sum_v q_v(Z_i) h_i(v).
+
+    `instrument` (K, ..., V) is h_i(v), made of draws other than i.
+    """
+    q = log_probabilities(still).exp()
+    gain = pick(instrument, targets) - (q * instrument).sum(-1)
+    return only_kept(-gain.mean(0), targets)

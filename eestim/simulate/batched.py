@@ -1,0 +1,388 @@
+"""Thousands of small problems at once: batched Newton steps and sandwiches.
+
+Every array has a leading axis of R problems, so that the cost of calling NumPy is
+shared by all of them. A problem whose equations have no root, or whose sensitivity
+is singular, gets a status and NaN, never a number.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from eestim._arrays import IntVector, Matrix, Vector
+from eestim._linalg import NEAR_SINGULAR
+from eestim.simulate._outcomes import quantile
+
+__all__ = [
+    "BatchedEquation",
+    "BatchedFit",
+    "BatchedStatus",
+    "batched_estimate",
+    "batched_inverse",
+]
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+BatchedStatus = Literal[
+    "converged", "not converged", "singular", "separated", "interpolated"
+]
+_LABELS = np.array(get_args(BatchedStatus))
+_CODE = {name: code for code, name in enumerate(get_args(BatchedStatus))}
+_PART_ENTRIES = 1 << 18  # of the (problems, n, p) design held in the cache at a time
+_MAX_EVALUATIONS = 60
+_MAX_POLISHES = 5
+_SHARE_KEPT = 0.5  # of problems still searching, below which the others are left out
+_SMALL_STEP = 1e-4  # standard errors: Newton squares it, so the next is rounding
+_SMALL_ERROR = 1e-7  # standard errors, of the root at which A and M are evaluated
+_SMALLEST_DAMPING = 2.0**-12
+
+
+class BatchedEquation(Protocol):
+    """R estimating equations of one shape, n units and p parameters each.
+
+    Optional: ``inspect(theta, status)``, the problems (a mask) that deserve another
+    status than the solver's, by status; ``floor()``, the largest ratio of the
+    diagonals of M and A that is rounding (R,), below which psi vanishes.
+    """
+
+    @property
+    def n_problems(self) -> int:
+        """Number of problems, R."""
+
+    @property
+    def n_units(self) -> int:
+        """Number of independent units in each, n."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the p parameters."""
+
+    def part(self, which: Any) -> "BatchedEquation":
+        """Return the problems selected by a slice or an array of numbers."""
+
+    def start(self) -> Matrix:
+        """Return where the solver begins, (R, p)."""
+
+    def newton_terms(self, theta: Matrix) -> tuple[Matrix, Matrix, Array]:
+        """Return mean psi, its mean square and A: (R, p), (R, p), (R, p, p)."""
+
+    def moments(self, theta: Matrix) -> tuple[Matrix, Array, Array]:
+        """Return mean psi, M and A at the root: (R, p), (R, p, p), (R, p, p)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedFit:
+    r"""Roots of R equations with their covariances.
+
+    Attributes
+    ----------
+    names : tuple of p str
+    theta : (R, p) array
+        NaN where the status is not "converged".
+    covariance : (R, p, p) array
+        V of each problem, NaN likewise.
+    dof : float
+        Degrees of freedom of its intervals, infinite for the normal law.
+    status : (R,) array of str
+        "converged", "not converged", "singular" (A has no inverse to working
+        precision), "separated" (the root lies at infinity) or "interpolated" (psi
+        vanishes at every unit, so that the sandwich would be zero).
+    steps : (R,) array of int
+        Evaluations of the equations.
+    """
+
+    names: tuple[str, ...]
+    theta: Matrix
+    covariance: Array
+    dof: float
+    status: npt.NDArray[np.str_]
+    steps: IntVector
+
+    @property
+    def se(self) -> Matrix:
+        """Standard errors, (R, p)."""
+        return np.sqrt(_diagonal(self.covariance))
+
+    @property
+    def is_converged(self) -> Mask:
+        """Which problems have a root, (R,)."""
+        return self.status == "converged"
+
+    def interval(self, level: float = 0.95) -> tuple[Matrix, Matrix]:
+        """Return lower and upper bounds, each (R, p).
+
+        Raises
+        ------
+        ValueError
+            If the level is not between 0 and 1.
+        """
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"`level` must lie between 0 and 1; got {level!r}.")
+        half = quantile(level, np.array(self.dof)) * self.se
+        return self.theta - half, self.theta + half
+
+
+def equilibrating_scale(matrices: Array) -> Array:
+    """Return factors that bring rows and columns near size one, (R, p, p).
+
+    Powers of two, so that scaling rounds nothing.
+    """
+    size = np.abs(matrices)
+    rows = _reciprocal(size.max(axis=2))[:, :, None]
+    scale: Array = rows * _reciprocal((size * rows).max(axis=1))[:, None, :]
+    return scale
+
+
+def batched_inverse(
+    matrices: Array, scale: Array | None = None
+) -> tuple[Array, Mask]:
+    """Return the inverses of R small matrices, and which of them are singular.
+
+    Rank is decided after equilibrating rows and columns, so it does not depend on
+    units of measure; the inverse of a singular matrix is NaN.
+
+    Parameters
+    ----------
+    matrices : (R, p, p) array
+    scale : (R, p, p) array, optional
+        Their `equilibrating_scale`.
+
+    Examples
+    --------
+    >>> inverse, singular = batched_inverse(np.array([[[2.0]], [[0.0]]]))
+    >>> inverse.ravel(), singular
+    (array([0.5, nan]), array([False,  True]))
+    """
+    if scale is None:
+        scale = equilibrating_scale(matrices)
+    scaled = matrices * scale
+    inverse, singular = _inverse(scaled)
+    norm = np.abs(scaled).sum(axis=1).max(axis=1)
+    condition = norm * np.abs(inverse).sum(axis=1).max(axis=1)
+    singular |= ~(condition < 1.0 / (NEAR_SINGULAR * matrices.shape[-1]))
+    inverse *= scale.transpose(0, 2, 1)
+    inverse[singular] = np.nan
+    return inverse, singular
+
+
+def _reciprocal(values: Matrix) -> Matrix:
+    """Return a power of two near 1 / values, so that scaling rounds nothing."""
+    return np.ldexp(1.0, -np.frexp(values)[1])
+
+
+def _inverse(matrices: Array) -> tuple[Array, Mask]:
+    """Return inverses and a mask of those that do not exist."""
+    try:
+        inverse = np.linalg.inv(matrices)
+        return inverse, ~np.isfinite(inverse).all(axis=(1, 2))
+    except np.linalg.LinAlgError:  # one without an inverse stops the whole batch
+        broken = ~np.isfinite(matrices).all(axis=(1, 2))
+        usable = np.where(broken[:, None, None], 0.0, matrices)
+        broken |= np.linalg.slogdet(usable)[0] == 0.0
+        usable[broken] = np.eye(matrices.shape[-1])
+        return np.linalg.inv(usable), broken
+
+
+def _times(matrices: Array, vectors: Matrix) -> Matrix:
+    product: Matrix = np.matmul(matrices, vectors[:, :, None])[:, :, 0]
+    return product
+
+
+# ------------------------------------------------------------------------- solving
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """Theta, the Newton step from there, and rough standard errors; each (r, p)."""
+
+    theta: Matrix
+    step: Matrix
+    errors: Matrix
+    usable: Mask
+    scale: Array
+
+    def size(self, errors: Matrix) -> Vector:
+        """Return the longest coordinate of the step in standard errors, (r,)."""
+        floor = 4.0 * np.finfo(np.float64).eps * np.abs(self.theta)
+        excess = np.maximum(np.abs(self.step) - floor, 0.0)
+        ratio = np.where(excess > 0.0, excess / errors, 0.0)
+        largest: Vector = ratio.max(axis=1)
+        return largest
+
+    def take(self, which: Mask) -> "_Points":
+        """Return the points of some problems."""
+        if which.all():
+            return self
+        return _Points(
+            self.theta[which],
+            self.step[which],
+            self.errors[which],
+            self.usable[which],
+            self.scale[which],
+        )
+
+    def replaced(self, which: Mask, other: "_Points") -> "_Points":
+        """Return the points with those of some problems from elsewhere."""
+        if which.all():
+            return other
+        chosen = which[:, None]
+        return _Points(
+            np.where(chosen, other.theta, self.theta),
+            np.where(chosen, other.step, self.step),
+            np.where(chosen, other.errors, self.errors),
+            self.usable | which,
+            self.scale,
+        )
+
+
+def _points(
+    equation: BatchedEquation, theta: Matrix, scale: Array | None = None
+) -> _Points:
+    """Return the points at theta; without a scale of A its rank is looked at."""
+    mean, square, sensitivity = equation.newton_terms(theta)
+    if scale is None:
+        scale = equilibrating_scale(sensitivity)
+        inverse, singular = batched_inverse(sensitivity, scale)
+    else:
+        inverse, singular = _inverse(sensitivity * scale)
+        inverse *= scale.transpose(0, 2, 1)
+    step = _times(inverse, mean)
+    errors = np.sqrt(_times(np.square(inverse), square) / equation.n_units)
+    usable = ~singular & np.isfinite(step + errors).all(axis=1)
+    return _Points(theta, step, errors, usable, scale)
+
+
+def _acceptable(trial: _Points, base: _Points, before: Vector, after: Vector) -> Mask:
+    """Return where a step is worth taking: the next one is shorter.
+
+    A step up to twice as long passes too if it goes on in the same direction, as
+    where psi flattens; one that turns back and does not shrink has overshot.
+    """
+    onward = np.sum(trial.step * base.step / np.square(base.errors), axis=1) > 0.0
+    is_shorter = (after <= before) | ((after <= 2.0 * before) & onward)
+    is_shorter |= after <= _SMALL_STEP  # both may be rounding
+    accepted: Mask = trial.usable & is_shorter
+    return accepted
+
+
+def _solve(equation: BatchedEquation) -> tuple[Matrix, IntVector, IntVector]:
+    """Return theta next to the root, status codes and evaluations of one part."""
+    base = _points(equation, equation.start())
+    theta = base.theta.copy()
+    codes = np.full(len(theta), _CODE["not converged"])
+    codes[~base.usable] = _CODE["singular"]
+    steps = np.zeros(len(theta), dtype=np.intp)
+    places, active, damping = np.arange(len(theta)), base.usable, np.ones(len(theta))
+    for _ in range(_MAX_EVALUATIONS):
+        if not active.any():
+            break
+        if active.mean() < _SHARE_KEPT:  # copying the others is worth it
+            equation, base = equation.part(np.flatnonzero(active)), base.take(active)
+            places, damping, active = places[active], damping[active], active[active]
+        trial = _points(equation, base.theta + damping[:, None] * base.step, base.scale)
+        steps[places] += active
+        before, after = base.size(base.errors), trial.size(base.errors)
+        accepted = active & _acceptable(trial, base, before, after)
+        # Steps s0, s1 of a quadratic convergence have s1 (s1 / s0)^2 after them.
+        following = np.where(damping == 1.0, after * np.square(after / before), np.inf)
+        done = accepted & ((after <= _SMALL_STEP) | (following <= _SMALL_ERROR))
+        damping = np.where(accepted, 1.0, damping / 2.0)
+        base = base.replaced(accepted, trial)
+        moved = base.theta + np.where(done[:, None], base.step, 0.0)
+        theta[places[accepted]] = moved[accepted]
+        codes[places[done]] = _CODE["converged"]
+        active = active & ~done & (damping >= _SMALLEST_DAMPING)
+    return theta, codes, steps
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """Roots and covariances of one part, and what was found at them."""
+
+    theta: Matrix
+    covariance: Array
+    is_root: Mask
+    vanishes: Mask
+
+
+def _finish(equation: BatchedEquation, theta: Matrix) -> _Finished:
+    """Return polished roots and sandwiches; the polishing verifies convergence."""
+    mean, meat, sensitivity = equation.moments(theta)
+    inverse, singular = batched_inverse(sensitivity)
+    half = np.matmul(inverse, meat)
+    covariance = np.matmul(half, inverse.transpose(0, 2, 1)) / equation.n_units
+    errors = np.sqrt(_diagonal(covariance))
+    polish = _Points(theta, _times(inverse, mean), errors, ~singular, inverse)
+    floor = getattr(equation, "floor", None)
+    vanishes = np.zeros(len(theta), dtype=bool)
+    if floor is not None:
+        vanishes = (_diagonal(meat) / _diagonal(sensitivity)).max(axis=1) <= floor()
+    symmetric = (covariance + covariance.transpose(0, 2, 1)) / 2.0
+    is_root = (polish.size(polish.errors) <= _SMALL_ERROR) | vanishes
+    return _Finished(theta + polish.step, symmetric, is_root, vanishes)
+
+
+def _diagonal(matrices: Array) -> Matrix:
+    return np.diagonal(matrices, axis1=1, axis2=2)
+
+
+def _fit_part(equation: BatchedEquation) -> tuple[Matrix, Array, IntVector, IntVector]:
+    theta, codes, steps = _solve(equation)
+    inspect = getattr(equation, "inspect", None)
+    if inspect is not None:
+        for status, which in inspect(theta, _LABELS[codes]).items():
+            codes[which] = _CODE[status]
+    root = np.full_like(theta, np.nan)
+    covariance = np.full((*theta.shape, theta.shape[1]), np.nan)
+    left = np.flatnonzero(codes == _CODE["converged"])
+    codes[left] = _CODE["not converged"]
+    for _ in range(_MAX_POLISHES):
+        if not len(left):
+            break
+        chosen = equation if len(left) == len(theta) else equation.part(left)
+        made = _finish(chosen, theta[left])
+        finite = np.isfinite(made.theta).all(axis=1)
+        finite &= np.isfinite(made.covariance).all(axis=(1, 2))
+        kept = made.is_root & finite & ~made.vanishes
+        root[left[kept]], covariance[left[kept]] = made.theta[kept], made.covariance[kept]
+        codes[left[kept]] = _CODE["converged"]
+        codes[left[made.vanishes]] = _CODE["interpolated"]
+        codes[left[~finite]] = _CODE["singular"]
+        again = finite & ~made.is_root
+        theta[left] = made.theta
+        left = left[again]
+    return root, covariance, codes, steps
+
+
+def batched_estimate(equation: BatchedEquation, dof: float = np.inf) -> BatchedFit:
+    r"""Solve R small equations at once and attach their sandwiches.
+
+    .. math:: V_r = A_r^{-1} M_r A_r^{-\top} / n .
+
+    Damped Newton steps, each problem with its own damping; problems that have
+    converged leave the batch.
+
+    Parameters
+    ----------
+    equation : BatchedEquation
+    dof : float
+        Degrees of freedom of the intervals, the normal law by default.
+
+    Returns
+    -------
+    BatchedFit
+        Nothing is raised for a problem that fails: its status says why.
+    """
+    per_problem = max(1, equation.n_units * len(equation.names))
+    length = int(np.clip(_PART_ENTRIES // per_problem, 4, 1024))
+    with np.errstate(all="ignore"):  # what is not finite becomes a status
+        parts = [
+            _fit_part(equation.part(slice(first, first + length)))
+            for first in range(0, equation.n_problems, length)
+        ]
+    theta, covariance, codes, steps = (
+        np.concatenate(pieces) for pieces in zip(*parts, strict=True)
+    )
+    return BatchedFit(equation.names, theta, covariance, dof, _LABELS[codes], steps)
