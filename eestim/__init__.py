@@ -8,7 +8,7 @@ function of these::
     fit.interval()
 """
 
-from eestim import models
+from eestim import asymptotics, covariance, diagnostics, errors, models
 from eestim.covariance import (
     HAC,
     HC,
@@ -18,6 +18,7 @@ from eestim.covariance import (
     Bootstrap,
     Clustered,
     DriscollKraay,
+    FayGraubard,
     Jackknife,
     LeaveOut,
     ModelBased,
@@ -43,6 +44,7 @@ __all__ = [
     "Clustered",
     "DriscollKraay",
     "Estimate",
+    "FayGraubard",
     "Frequency",
     "Importance",
     "Jackknife",
@@ -51,7 +53,11 @@ __all__ = [
     "PanelHAC",
     "Sampling",
     "Survey",
+    "asymptotics",
+    "covariance",
     "diagnose",
+    "diagnostics",
+    "errors",
     "equation",
     "estimate",
     "glm",

@@ -31,6 +31,8 @@ _BAND = 10.0  # accepted between target / band and target * band
 _TRIALS = 30
 _CONSISTENT = 1e-6  # of the response: what halving a good step may change
 _SHRINK = 8.0
+_SHRINKINGS = 5
+_ROUNDED = 1e-10  # of the terms of a column: below, its values are rounding
 _FAR = 0.1, 1.0  # relative response to the probe for jumps
 _BEND = 0.02  # change of slope over the probe, of a column's size, worth a closer look
 _HALVINGS = 20  # a Lipschitz function then changes by a millionth
@@ -61,11 +63,10 @@ def response_steps(function: _Rows, theta: Vector) -> Vector:
         width of the window over which to difference them (`jump_step`).
     """
     base = function(theta)
-    size = _rms(base) or 1.0
-    steps = np.array([_step(function, theta, j, base, size) for j in range(len(theta))])
+    size, steps = _sized_steps(function, theta, base)
     if np.ndim(base) != 2 or not len(theta):
         return steps
-    columns, reach = _jumping(function, theta, base, steps)
+    columns, reach = _jumping(function, theta, base, size, steps)
     if not columns.any():
         return steps
     target = _window_count(base[:, columns])
@@ -75,8 +76,48 @@ def response_steps(function: _Rows, theta: Vector) -> Vector:
     return steps
 
 
+def _sized_steps(function: _Rows, theta: Vector, base: Matrix) -> tuple[Vector, Vector]:
+    """Return what a change of the response is measured by, and the steps.
+
+    Each column of an (n, q) table of contributions is measured by its variation among
+    units. A column without any (a relation between parameters, which vanishes at the
+    root) is measured by the size of its terms, and so is a vector that vanishes.
+    """
+    places = range(len(theta))
+    initial = _first_steps(theta)
+    moves = [_move(function, theta, j, float(initial[j]), base) for j in places]
+    size = np.std(base, axis=0) if np.ndim(base) == 2 else np.array([_rms(base)])
+    seen = np.array([np.zeros_like(size), *moves])
+    terms = np.where(np.isfinite(seen), seen, 0.0).max(axis=0) / _TARGET
+    measured = np.where(size > _ROUNDED * terms, size, terms)
+    size = np.where(measured > 0, measured, 1.0)
+    steps = [_step(function, theta, j, base, size, moves[j]) for j in places]
+    return size, np.array(steps)
+
+
+def _first_steps(theta: Vector) -> Vector:
+    steps: Vector = _TARGET * np.where(theta != 0, np.abs(theta), 1.0)
+    return steps
+
+
 def _rms(values: Matrix) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _size_of(values: Matrix) -> Vector:
+    """Return the root mean square of each column, or of a whole vector."""
+    if np.ndim(values) == 2:
+        size: Vector = np.sqrt(np.mean(np.square(values), axis=0))
+        return size
+    return np.array([_rms(values)])
+
+
+def _move(function: _Rows, theta: Vector, j: int, step: float, base: Matrix) -> Vector:
+    """Return how far each column moves, infinite where psi is not defined."""
+    values = _values(function, _moved(theta, j, step))
+    if values is None:
+        return np.full(base.shape[1] if np.ndim(base) == 2 else 1, np.inf)
+    return _size_of(values - base)
 
 
 def _values(function: _Rows, theta: Vector) -> Matrix | None:
@@ -95,12 +136,15 @@ def _moved(theta: Vector, j: int, step: float) -> Vector:
     return moved
 
 
-def _step(function: _Rows, theta: Vector, j: int, base: Matrix, size: float) -> float:
-    step = 1e-3 * (abs(theta[j]) or 1.0)
-    fallback = step
-    for _ in range(_TRIALS):
-        values = _values(function, _moved(theta, j, step))
-        change = np.inf if values is None else _rms(values - base) / size
+def _step(
+    function: _Rows, theta: Vector, j: int, base: Matrix, size: Vector, move: Vector
+) -> float:
+    """Return a step that moves the response by about 1e-3, from the first one tried."""
+    step = fallback = float(_first_steps(theta)[j])
+    for trial in range(_TRIALS):
+        if trial:
+            move = _move(function, theta, j, step, base)
+        change = float(np.max(move / size))
         if not np.isfinite(change):
             step /= 100.0
         elif change > _BAND * _TARGET:
@@ -206,16 +250,19 @@ def _extrapolated(
     coarse: Vector,
     scale: Vector,
 ) -> Vector:
-    first: Vector | None = None
-    for _ in range(4):
+    best, least = coarse, np.inf
+    for _ in range(_SHRINKINGS):
         fine, _ = _central(function, theta, way, length / 2.0)
-        result: Vector = (4.0 * fine - coarse) / 3.0
-        first = result if first is None else first
-        if (np.abs(fine - coarse) * length <= _CONSISTENT * scale).all():
-            return result
+        with np.errstate(divide="ignore", invalid="ignore"):
+            left = np.abs(fine - coarse) * length / scale
+        inconsistent = float(np.max(left, where=scale > 0, initial=0.0))
+        if inconsistent < least:
+            best, least = (4.0 * fine - coarse) / 3.0, inconsistent
+        if least <= _CONSISTENT:
+            break
         coarse, length = _central(function, theta, way, length / _SHRINK)
         scale = scale / _SHRINK
-    return first if first is not None else coarse
+    return best
 
 
 def directional_difference(function: _Rows, theta: Vector, direction: Vector) -> Matrix:
@@ -249,7 +296,7 @@ def hall_sheather(n: float, tau: float, level: float = 0.95) -> float:
     )
 
 
-def jumping_columns(rows: _Rows, theta: Vector, steps: Vector | None = None) -> _Flags:
+def jumping_columns(rows: _Rows, theta: Vector) -> _Flags:
     """Return which columns of psi jump near theta, (q,) booleans.
 
     Rows are followed along one direction that moves every parameter. A row that
@@ -261,8 +308,6 @@ def jumping_columns(rows: _Rows, theta: Vector, steps: Vector | None = None) -> 
     rows : callable
         From (p,) to (n, q).
     theta : (p,) array
-    steps : (p,) array, optional
-        From `response_steps`, whose signs do not matter.
 
     Examples
     --------
@@ -273,19 +318,17 @@ def jumping_columns(rows: _Rows, theta: Vector, steps: Vector | None = None) -> 
     [True, False]
     """
     base = rows(theta)
-    size = _rms(base) or 1.0
-    if steps is None:
-        steps = np.array([_step(rows, theta, j, base, size) for j in range(len(theta))])
-    return _jumping(rows, theta, base, np.abs(steps))[0]
+    size, steps = _sized_steps(rows, theta, base)
+    return _jumping(rows, theta, base, size, steps)[0]
 
 
 def _jumping(
-    rows: _Rows, theta: Vector, base: Matrix, steps: Vector
+    rows: _Rows, theta: Vector, base: Matrix, size: Vector, steps: Vector
 ) -> tuple[_Flags, float]:
     """Return which columns jump, and how far in units of the steps one had to go."""
     found = np.zeros(base.shape[1], dtype=bool)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], len(steps))
-    reach = _probe_length(rows, theta, base, steps * signs)
+    reach = _probe_length(rows, theta, base, size, steps * signs)
     if reach is None:
         return found, 0.0
     way = reach * steps * signs
@@ -293,21 +336,21 @@ def _jumping(
     if middle is None or far is None:
         return found, 0.0
     bend = np.abs(far - 2.0 * middle + base)
-    size = np.sqrt(np.mean(np.square(base), axis=0))
-    for k in np.flatnonzero(bend.max(axis=0) > _BEND * np.where(size > 0, size, 1.0)):
+    for k in np.flatnonzero(bend.max(axis=0) > _BEND * size):
         i = int(np.argmax(bend[:, k]))
         found[k] = _is_jump(rows, theta, theta + way, (i, int(k)))
     return found, reach
 
 
 def _probe_length(
-    rows: _Rows, theta: Vector, base: Matrix, direction: Vector
+    rows: _Rows, theta: Vector, base: Matrix, size: Vector, direction: Vector
 ) -> float | None:
     """Return a multiple of the direction that moves psi by about half its size."""
-    size, length = _rms(base) or 1.0, 0.3 / _TARGET
+    length = 0.3 / _TARGET
     for _ in range(20):
         values = _values(rows, theta + length * direction)
-        change = np.inf if values is None else _rms(values - base) / size
+        moved = np.inf * size if values is None else _size_of(values - base)
+        change = float(np.max(moved / size))
         if change < _FAR[0]:
             length *= 4.0
         elif change > _FAR[1]:

@@ -29,6 +29,7 @@ from eestim.weights import Frequency, Importance, effective_size
 __all__ = ["Block", "EquationBlock", "FunctionBlock", "Places", "StackedEquation"]
 
 _DIFFERENCE_ERROR = 1e-10  # relative error of extrapolated central differences
+_INTERPOLATED = 1e-10  # change of theta that would move psi by all of its size
 
 Places: TypeAlias = Mapping[str, tuple[slice, tuple[int, ...]]]
 
@@ -329,10 +330,9 @@ class StackedEquation:
                 own = root.theta[block.where]
                 inspect(Root(own, root.status, root.residual, root.steps))
         psi = self.psi(root.theta)
-        nudged = root.theta * (1.0 + 8.0 * np.finfo(np.float64).eps)
-        change = np.abs(self.psi(nudged) - psi)
-        used = psi != 0
-        if not used.any() or np.mean((np.abs(psi) <= 20.0 * change)[used]) > 0.5:
+        change = np.abs(self.psi(root.theta * (1.0 + _INTERPOLATED)) - psi)
+        used = psi != 0  # units at a jump change by all of it, but they are few
+        if not used.any() or np.mean((np.abs(psi) <= change)[used]) > 0.5:
             raise InterpolationError(
                 "psi of every block vanishes at every unit, so the sandwich would be "
                 "zero whatever the noise; use fewer parameters or more units."

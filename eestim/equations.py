@@ -93,12 +93,16 @@ class Working:
     dispersion : float
         Variance of the residual in units of the weight: ``Var(residual_i) =
         dispersion * W_i`` under the model, degrees of freedom n - k.
+    variance : (n,) array or None
+        Working variance of the response up to a factor, V(mu) over the prior weight;
+        None where it is constant.
     """
 
     design: Matrix
     weight: Vector
     residual: Vector
     dispersion: float
+    variance: Vector | None = None
 
 
 def require(equation: Any, capability: str, wanted_by: str, instead: str) -> Any:

@@ -161,26 +161,21 @@ class Estimate:
                 f'`method` must be "wald", "t" or a method value; got {method!r}.'
             )
         if simultaneous is None:
-            quantile = self._quantile(level, method)
+            half = self._quantile(level, method) * self.se.to_numpy()
+            lower, upper = self.theta - half, self.theta + half
         else:
-            quantile = self._simultaneous_quantile(level, method, simultaneous)
-        half = quantile * self.se.to_numpy()
+            from eestim.inference.simultaneous import simultaneous_bounds
+
+            lower, upper = simultaneous_bounds(
+                self.theta,
+                self.spread.matrix,
+                self._law_dof(method),
+                level,
+                simultaneous,
+            )
         return pd.DataFrame(
-            {
-                "estimate": self.theta,
-                "lower": self.theta - half,
-                "upper": self.theta + half,
-            },
+            {"estimate": self.theta, "lower": lower, "upper": upper},
             index=list(self.names),
-        )
-
-    def _simultaneous_quantile(
-        self, level: float, method: str | None, kind: str
-    ) -> Vector:
-        from eestim.inference.simultaneous import simultaneous_quantiles
-
-        return simultaneous_quantiles(
-            self.theta, self.spread.matrix, self._law_dof(method), level, kind
         )
 
     def table(self, level: float = 0.95, method: Any = None) -> pd.DataFrame:
@@ -410,6 +405,18 @@ class Estimate:
             }
         index = new_data.index if isinstance(new_data, pd.DataFrame) else None
         return pd.DataFrame(columns, index=index)
+
+    def diagnose(self, **options: Any) -> Any:
+        """Return the findings of `eestim.diagnose`."""
+        from eestim.diagnostics import diagnose
+
+        return diagnose(self, **options)
+
+    def regime(self) -> Any:
+        """Return which asymptotics hold for this fit, and what may be reported."""
+        from eestim.asymptotics import regime
+
+        return regime(self)
 
     # -------------------------------------------------------------------- reports
 

@@ -28,6 +28,10 @@ _STILL = 1e-8  # relative step of a parameter that has settled
 _VANISHING = 1e-5  # psi at an iterate relative to psi at the start
 _ILL_CONDITIONED = 1e-8  # below, a better-conditioned parameterisation is asked for
 _SMALLEST_DAMPING = 2.0**-14
+_BLIND = 1e-6  # noise of psi that a step may leave at a singular A
+_NUDGES = 3
+_ROUNDING = 1e-11  # of the terms of an equation, generously
+_UNSOLVED = 1e-3  # residual in units of noise at which nothing has converged
 
 
 class Status(Enum):
@@ -99,8 +103,11 @@ class Root:
         return self
 
 
-def noise_residual(moments: Moments) -> float:
+def noise_residual(moments: Moments, theta: Vector | None = None) -> float:
     r"""Return :math:`\sqrt{n \bar\psi^\top M^+ \bar\psi / r}`, r the rank of M.
+
+    Equations without noise (a function of theta alone, as in a stacked functional)
+    are measured by the rounding of their terms, ``1e-11 |A| |theta|``.
 
     Examples
     --------
@@ -108,8 +115,14 @@ def noise_residual(moments: Moments) -> float:
     1.0
     """
     scale = np.sqrt(np.diag(moments.meat))
+    meat = moments.meat
+    if theta is not None:
+        floor = _ROUNDING * (np.abs(moments.sensitivity) @ np.abs(theta))
+        silent = scale < floor
+        scale = np.where(silent, floor, scale)
+        meat = np.where(silent | silent[:, None], np.diag(scale**2), meat)
     safe = np.where(scale > 0, scale, 1.0)
-    half, rank = symmetric_power(moments.meat / np.outer(safe, safe), -0.5)
+    half, rank = symmetric_power(meat / np.outer(safe, safe), -0.5)
     standard = half @ (moments.mean / safe)
     return float(np.sqrt(moments.n * (standard @ standard) / max(rank, 1)))
 
@@ -258,6 +271,23 @@ def _least_squares(search: _Search) -> _Point | None:
     return _evaluate(equation, found.x * columns)
 
 
+def _is_consistent(search: _Search, factor: Factor, step: Vector) -> bool:
+    """Whether the step solves the linear system: not where A is singular and blind."""
+    if factor.rank == len(step):
+        return True
+    gap = search.sensitivity @ step - search.point.mean
+    size = np.where(search.point.size > 0, search.point.size, 1.0)
+    noise = np.max(np.abs(gap) / size) * np.sqrt(search.equation.n_units)
+    return bool(noise <= _BLIND)
+
+
+def _nudged(search: _Search, number: int) -> _Point | None:
+    """Return a point near by, off a set where A is singular (saddles, symmetries)."""
+    theta = search.point.theta
+    direction = np.random.default_rng(number).standard_normal(len(theta))
+    return _evaluate(search.equation, theta + 0.1 * (1.0 + np.abs(theta)) * direction)
+
+
 def _search(
     equation: EstimatingEquation, theta: Vector, max_steps: int
 ) -> tuple[Vector, Status, int]:
@@ -276,14 +306,17 @@ def _search(
     )
     search = _Search(equation, point, secant, np.empty((0, 0)))
     search.refresh()
-    initial, last = float(np.linalg.norm(point.size)), np.inf
+    initial, last, nudges = float(np.linalg.norm(point.size)), np.inf, _NUDGES
     for taken in range(max_steps):
         factor = search.factor
         step = _newton_step(factor, search.point.mean)
         errors = _standard_errors(factor, search.point.size, equation.n_units)
         relative = _relative(step, errors, search.point.theta)
         exact = not secant and getattr(equation, "is_newton_exact", True)
-        if relative <= (_SMALL_STEP if exact and taken > 0 else _TINY_STEP):
+        is_solved = _is_consistent(search, factor, step)
+        if is_solved and relative <= (
+            _SMALL_STEP if exact and taken > 0 else _TINY_STEP
+        ):
             return search.point.theta + step, Status.CONVERGED, taken + 1
         if relative > 0.3 * last and not search.is_fresh:
             search.refresh()
@@ -293,7 +326,7 @@ def _search(
             moving = np.abs(step) > _STILL * np.abs(search.point.theta)
             status = Status.DIVERGED if moving.any() else Status.CONVERGED
             return search.point.theta, status, taken
-        moved = _damped(search, factor, step)
+        moved = _damped(search, factor, step) if is_solved else None
         if moved is not None:
             last = relative
             search.move(moved[0], factor.columns)
@@ -302,6 +335,8 @@ def _search(
             last = np.inf
         else:
             better = _least_squares(search)
+            if better is None and not is_solved and nudges:
+                nudges, better = nudges - 1, _nudged(search, nudges)
             if better is None:
                 return search.point.theta, Status.STALLED, taken
             search.point, last = better, np.inf
@@ -318,7 +353,7 @@ def root_at(equation: EstimatingEquation, theta: Any) -> Root:
         If it has the wrong length or psi is not finite there.
     """
     vector = _checked_start(equation, theta, "root")
-    residual = noise_residual(moments_at(equation, vector))
+    residual = noise_residual(moments_at(equation, vector), vector)
     offered = _better_conditioned(equation)
     if offered is None:
         return Root(vector, Status.GIVEN, residual, 0)
@@ -404,12 +439,14 @@ def _searched(
         residual = _residual_at(equation, theta)
         if status is not Status.CONVERGED or residual < 1e-7 or steps >= max_steps:
             break
+    if status is Status.CONVERGED and not residual < _UNSOLVED:
+        status = Status.STALLED
     return theta, status, residual, steps
 
 
 def _residual_at(equation: EstimatingEquation, theta: Vector) -> float:
     try:
-        return noise_residual(moments_at(equation, theta))
+        return noise_residual(moments_at(equation, theta), theta)
     except (DataError, np.linalg.LinAlgError):
         return float("nan")
 

@@ -103,11 +103,12 @@ def stack(
     labels = _block_labels(names, blocks, starts)
     made = tuple(_laid_out(blocks, starts, labels, jacobian or {}))
     n_rows = _common_rows(made, n_data)
+    known = {} if table is None else table
     codes = None
     if units is not None:
-        given = column_of(table or {}, units) if isinstance(units, str) else units
+        given = column_of(known, units) if isinstance(units, str) else units
         codes, _ = labels_of(given, "units", n_rows)
-    values = aligned_weights(weights, table, n_rows)
+    values = aligned_weights(weights, known, n_rows)
     if values is not None:
         _refuse_double_weights(made)
         if not isinstance(weights, Frequency):

@@ -10,8 +10,8 @@ from rich.console import Console
 from tolerances import REFERENCE
 
 import eestim as ee
-from eestim.cli import main
 from eestim.cli import demo as demo_module
+from eestim.cli import main
 from eestim.cli.demo import Part, Settings, run_demo
 from eestim.cli.demo_coverage import study, truth_from
 from eestim.cli.demo_intervals import FORMULA, fits, interval_table, investment
@@ -215,7 +215,7 @@ def test_a_file_is_no_folder(tmp_path):
 def part(name, calls, fails=False):
     def work(settings, folder, tick):
         calls.append(name)
-        tick(0.5)
+        tick(0.5, "half")
         (folder / "checkpoint").write_text("half")
         if fails:
             raise KeyboardInterrupt
@@ -261,7 +261,10 @@ def test_other_settings_do_not_reuse_finished_parts(tmp_path):
 def test_resumed_tables_equal_those_of_an_uninterrupted_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_demo(
-            tmp_path / "x", Settings(), QUIET, (part("a", []), part("b", [], fails=True))
+            tmp_path / "x",
+            Settings(),
+            QUIET,
+            (part("a", []), part("b", [], fails=True)),
         )
     run_demo(tmp_path / "x", Settings(), QUIET, (part("a", []), part("b", [])))
     run_demo(tmp_path / "y", Settings(), QUIET, (part("a", []), part("b", [])))
@@ -279,10 +282,12 @@ def test_unfinished_work_does_not_overwrite_a_users_folder(tmp_path):
 
 
 def test_demo_command_reports_an_interruption(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo_module, "parts", lambda: (part("a", [], fails=True),))
+    monkeypatch.setattr(
+        demo_module, "parts", lambda settings: (part("a", [], fails=True),)
+    )
     assert run("demo", "--out", tmp_path / "out") == 130
     assert "run the same command again" in capsys.readouterr().err
-    monkeypatch.setattr(demo_module, "parts", lambda: (part("a", []),))
+    monkeypatch.setattr(demo_module, "parts", lambda settings: (part("a", []),))
     assert run("demo", "--out", tmp_path / "out") == 0
     assert "index.html" in capsys.readouterr().out
 

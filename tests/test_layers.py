@@ -87,11 +87,9 @@ def faults_of(
                 faults.append(module)
             if other is None and level <= TOP and own is not None:
                 faults.append(module)  # the package itself, which imports everyone
-        elif head in TENSORS and not (
+        elif (head in TENSORS and not (
             own in ("autodiff", "llm") or (own == "cli" and is_lazy)
-        ):
-            faults.append(module)
-        elif head in LAZY and not is_lazy and own != "llm":
+        )) or (head in LAZY and not is_lazy and own != "llm"):
             faults.append(module)
     return faults
 
@@ -102,7 +100,9 @@ def sources() -> list[Path]:
 
 def test_every_module_belongs_to_a_layer():
     known = set(LEVEL) | {"__init__"}
-    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sources()}
+    found = {
+        path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sources()
+    }
     assert found - known == set()
 
 

@@ -77,7 +77,9 @@ def test_page_is_well_formed_and_refers_to_nothing_outside(page):
     text = render(page)
     outline = Outline(text)
     assert outline.open == []
-    outside = [r for r in outline.references if not r.startswith(("#", "data:image/png"))]
+    outside = [
+        r for r in outline.references if not r.startswith(("#", "data:image/png"))
+    ]
     assert outside == []
     assert "http" not in text
     assert "@import" not in text

@@ -7,6 +7,7 @@ from eestim.errors import (
     CapabilityError,
     ConvergenceError,
     DataError,
+    EestimError,
     IdentificationError,
     InterpolationError,
     SeparationError,
@@ -200,3 +201,20 @@ def test_linear_system_against_polyfit_of_an_ill_conditioned_design():
     a = (fit.theta / fit.se.to_numpy())[3]
     b = (oracle.theta / oracle.se.to_numpy())[3]
     assert abs(a / b - 1) < 1e-5
+
+
+def test_a_saddle_of_the_equations_is_not_called_a_root():
+    """At (1, 1) A is singular and does not see psi: the Newton step is zero there."""
+    y = np.array([1.0, 2.0, 6.0])
+
+    def psi(theta, data):
+        residual = data["y"] - theta[0] * theta[1]
+        return np.column_stack([theta[1] * residual, theta[0] * residual])
+
+    root = solve(ee.equation(psi, {"y": y}, [1.0, 1.0]))
+    assert not root.is_converged or root.residual < 1e-6
+    with pytest.raises(EestimError):
+        ee.estimate(ee.equation(psi, {"y": y}, [1.0, 1.0]))
+    regular = solve(ee.equation(psi, {"y": y}, [2.0, 1.0]))
+    assert regular.is_converged
+    np.testing.assert_allclose(regular.theta.prod(), 3.0, rtol=1e-6)

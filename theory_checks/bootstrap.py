@@ -102,7 +102,7 @@ def check_variances(is_quick):
 
 
 def check_intervals(is_quick):
-    reps, draws = (120, 999) if is_quick else (3000, 1999)
+    reps, draws = (120, 999) if is_quick else (1500, 999)
     print(f"(2) coverage of 95% intervals, mean of 20 exponentials, {reps} data sets")
     methods = {
         "normal": "wald",
@@ -137,7 +137,7 @@ def check_intervals(is_quick):
 
 
 def check_level(is_quick):
-    reps, draws = (200, 199) if is_quick else (3000, 399)
+    reps, draws = (200, 199) if is_quick else (2000, 399)
     sizes = np.array([5, 5, 10, 10, 20, 20, 40, 40])
     g = np.repeat(np.arange(8), sizes)
     print(f"(3) rejections of a true hypothesis at 5%, 8 clusters, {reps} data sets")

@@ -18,9 +18,9 @@ KAPPA, SIGNAL = 0.2, 5.0
 Z = 1.959964
 
 
-def maximise(X, y):
+def maximise(X, y, start=None):
     """Return the estimate, its information and its log-likelihood."""
-    beta = np.zeros(X.shape[1])
+    beta = np.zeros(X.shape[1]) if start is None else start
     for _ in range(100):
         mu = special.expit(X @ beta)
         H = X.T @ ((mu * (1 - mu))[:, None] * X)
@@ -73,7 +73,8 @@ def likelihood_ratios(n, p, reps, rng):
     values = []
     for _ in range(reps):
         X, y, _ = draw(n, p, rng)  # the last coefficient is zero
-        full, reduced = maximise(X, y)[2], maximise(X[:, :-1], y)[2]
+        beta, _, full = maximise(X, y)
+        reduced = maximise(X[:, :-1], y, beta[:-1])[2]
         values.append(max(2 * (full - reduced), 0.0))
     return np.array(values)
 
@@ -82,7 +83,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    n, reps, lrt_reps = (600, 12, 150) if quick else (2000, 40, 600)
+    n, reps, lrt_reps = (500, 10, 80) if quick else (2000, 40, 600)
     p = int(KAPPA * n)
     rng = np.random.default_rng(5)
     theory = proportional_logistic(KAPPA, SIGNAL**0.5)

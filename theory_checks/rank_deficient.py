@@ -2,7 +2,7 @@
 
 y = abx + cx^2 with heteroskedastic errors: the product ab is covered, its error does
 not depend on the root or the inverse, and a Wald test counts the rank. Rank tests have
-their size, and a singular stratum shows the rate n^(-1/4) (theory, section 1.4). Run
+their size, and a singular stratum shows the rate n^(-1/4). Run
 with ``--quick`` for a few seconds; the full size takes about two minutes.
 """
 

@@ -187,9 +187,10 @@ def _refuse_no_noise(variance: Vector, c: Matrix, M: Matrix) -> None:
     bad = np.flatnonzero(~(variance > _NO_NOISE * terms))
     if bad.size:
         raise InterpolationError(
-            f"`gradient` row {int(bad[0])} would have a standard error of zero: no unit "
-            "contributes to this functional. It is constant, or the fit interpolates "
-            "the data; use `df_debiased`, cross-fitting, or psi of held-out units."
+            f"`gradient` row {int(bad[0])} would have a standard error of zero: no "
+            "unit contributes to this functional. It is constant, or the fit "
+            "interpolates the data; use `df_debiased`, cross-fitting, or psi of "
+            "held-out units."
         )
 
 

@@ -21,10 +21,10 @@ __all__ = [
 _LARGEST_GAMMA = 1e3
 _LP_TOLERANCE = 1e-9
 _POSITIVE_MARGIN = 1e-6
-_NEWTON_STEPS = 25
-_EXTREME = 14.0  # linear predictor: fitted probabilities within 1e-6 of an end
-_DECREMENT = 1e-16  # squared Newton decrement of a maximum reached
-_DEPENDENT = 1e-9  # smallest relative pivot of independent columns
+_CERTIFYING_STEPS = 60
+_EXTREME = 40.0  # of a linear predictor
+_DECREMENT = 1e-20  # squared; far above exp(-40), so a maximum was reached
+_DEPENDENT = 1e-13  # smallest relative pivot of independent columns
 
 
 def _positive_part_square(threshold: Vector) -> Vector:
@@ -232,11 +232,12 @@ def _certificate(
 ) -> tuple[Literal["overlap", "complete"], Vector] | None:
     """Return the verdict if Newton steps prove it, else None.
 
-    With separated data the likelihood has no maximum, and the predictors grow by
-    about one a step: a decrement at rounding with moderate predictors cannot occur.
+    With separated data the likelihood has no maximum: predictors t grow by about one
+    a step, and the squared decrement is about exp(-t). It cannot be below exp(-46)
+    while all predictors are below 40.
     """
     beta = np.zeros(signed.shape[1])
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(_CERTIFYING_STEPS):
         margin = signed @ beta
         if margin.min() > _POSITIVE_MARGIN * max(1.0, float(np.abs(beta).max())):
             return "complete", beta / np.abs(beta).max()

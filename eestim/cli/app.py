@@ -1,8 +1,7 @@
 """The commands, their options, and how failures are told."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 
 from eestim.cli.lm import lm
+from eestim.cli.options import Interrupted, resumable
 from eestim.errors import EestimError
 
 __all__ = ["app", "run"]
@@ -26,11 +26,7 @@ app.add_typer(lm, name="lm")
 
 # What a user can mend. Anything else is a defect and keeps its traceback.
 _BAD_INPUT = (EestimError, ValueError, OSError, ImportError)
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-
-class _Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """The user stopped a command that can go on later."""
+_STOPPED = 130  # 128 + SIGINT, as shells have it
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -40,23 +36,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         app(given, prog_name="eestim")
     except SystemExit as done:  # how the parser ends, well or badly
         return done.code if isinstance(done.code, int) else 0
-    except _Interrupted:
+    except Interrupted:
         _tell("interrupted; run the same command again to go on where it stopped.")
-        return _INTERRUPTED
+        return _STOPPED
     except _BAD_INPUT as error:
         if "--traceback" in given:
             raise
         _tell(_one_line(error))
         return 1
     return 0
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise _Interrupted from None
 
 
 def _tell(message: str) -> None:
@@ -181,6 +169,6 @@ def demo(
         train=tuple(train or ()),
         ood=tuple(ood or ()),
     )
-    with _resumable():
+    with resumable():
         index = run_demo(out, settings, Console(stderr=True))
     typer.echo(f"report: {index}")

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,24 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import eestim as ee
 from eestim.cli.files import check_folder, publish, work_folder, write_json
+from eestim.cli.options import named_paths, paths
+from eestim.cli.progress import bars
 from eestim.report.html import write
 from eestim.report.page import Page, Section, as_json, from_json
 
 __all__ = ["Part", "Settings", "parts", "run_demo"]
 
-Tick = Callable[[float], None]
-"""Told the share of a part that is done, from 0 to 1."""
+Tick = Callable[[float, str], None]
+"""Told the share of a part that is done, from 0 to 1, and what it is doing."""
 
 REPLICATIONS = 200
 
@@ -90,15 +83,30 @@ def _coverage(settings: Settings, folder: Path, tick: Tick) -> Section:  # noqa:
         REPLICATIONS,
         settings.seed,
         settings.jobs,
-        lambda done, total: tick(done / total),
+        lambda done, total: tick(done / total, ""),
     )
 
 
-def parts() -> tuple[Part, ...]:
+def _synthetic(settings: Settings, folder: Path, tick: Tick) -> Section:  # noqa: ARG001
+    from eestim.cli.demo_synthetic import section
+
+    return section(settings.quick, settings.seed, tick)
+
+
+def _text(settings: Settings, folder: Path, tick: Tick) -> Section:
+    from eestim.cli.demo_text import section
+
+    return section(settings, folder, tick)
+
+
+def parts(settings: Settings) -> tuple[Part, ...]:
     """Return the parts in the order of the report."""
+    quick = settings.quick
     return (
         Part("intervals", "intervals on real data", 2.0, _intervals),
         Part("coverage", "coverage of the intervals", 8.0, _coverage),
+        Part("synthetic", "known truth", 12.0 if quick else 60.0, _synthetic),
+        Part("text", "real text", 60.0 if quick else 480.0, _text),
     )
 
 
@@ -128,9 +136,22 @@ def run_demo(
     DataError
         If the folder has other content.
     """
+    _check(settings)
     check_folder(out)
-    work = work_folder(out, settings.record())
-    wanted = parts() if chosen is None else chosen
+    wanted = parts(settings) if chosen is None else chosen
+    with work_folder(out, settings.record()) as work:
+        sections, seconds = _sections(wanted, settings, work, console)
+        facts = _facts(settings, seconds)
+        made = work / "report"
+        made.mkdir(exist_ok=True)
+        write(Page(_TITLE, _lead(settings), tuple(sections), facts), made)
+        publish(made, out)
+    return out / "index.html"
+
+
+def _sections(
+    wanted: tuple[Part, ...], settings: Settings, work: Path, console: Console
+) -> tuple[list[Section], dict[str, float]]:
     sections, seconds = [], {}
     with _bar(console, wanted) as advance:
         for part in wanted:
@@ -138,13 +159,15 @@ def run_demo(
             sections.append(section)
             seconds[part.title] = took
             console.print(f"{part.title}: {took:.0f} s", highlight=False)
-    page = Page(_TITLE, _lead(settings), tuple(sections), _facts(settings, seconds))
-    made = work / "report"
-    made.mkdir(exist_ok=True)
-    write(page, made)
-    publish(made, out)
-    shutil.rmtree(work, ignore_errors=True)
-    return out / "index.html"
+    return sections, seconds
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what the last part could not use, before the first begins."""
+    named_paths("--ood", settings.ood)
+    paths("--train", settings.train)
+    if settings.jobs < 1:
+        raise ValueError(f"`--jobs` must be at least 1; got {settings.jobs}.")
 
 
 _TITLE = "What eestim does, on real and on synthetic data"
@@ -162,48 +185,47 @@ def _lead(settings: Settings) -> str:
 
 
 def _done(
-    part: Part, settings: Settings, work: Path, advance: Callable[[Part, float], None]
+    part: Part,
+    settings: Settings,
+    work: Path,
+    advance: Callable[[Part, float, str], None],
 ) -> tuple[Section, float]:
     """Return a part's section and seconds, taken from an interrupted run if there."""
     file = work / f"{part.name}.json"
     if file.is_file():
         record = json.loads(file.read_text(encoding="utf-8"))
-        advance(part, 1.0)
+        advance(part, 1.0, "")
         return from_json(record["section"]), float(record["seconds"])
     folder = work / part.name
     folder.mkdir(exist_ok=True)
     began = time.perf_counter()
-    section = part.run(settings, folder, lambda share: advance(part, share))
+    section = part.run(
+        settings, folder, lambda share, doing: advance(part, share, doing)
+    )
     took = time.perf_counter() - began
     write_json(file, {"seconds": took, "section": as_json(section)})
-    advance(part, 1.0)
+    advance(part, 1.0, "")
     return section, took
 
 
 @contextmanager
 def _bar(
     console: Console, wanted: tuple[Part, ...]
-) -> Iterator[Callable[[Part, float], None]]:
+) -> Iterator[Callable[[Part, float, str], None]]:
     """Show a bar for the whole and one for the part at work, with the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
     total = sum(part.seconds for part in wanted)
-    with Progress(*columns, console=console, transient=True) as progress:
+    with bars(console) as progress:
         whole = progress.add_task("demo", total=total)
-        bars: dict[str, Any] = {}
+        tasks: dict[str, Any] = {}
         shares = dict.fromkeys([part.name for part in wanted], 0.0)
 
-        def advance(part: Part, share: float) -> None:
+        def advance(part: Part, share: float, doing: str) -> None:
             shares[part.name] = share
-            if part.name not in bars:
-                bars[part.name] = progress.add_task(part.title, total=1.0)
-            progress.update(bars[part.name], completed=share, visible=share < 1.0)
+            if part.name not in tasks:
+                tasks[part.name] = progress.add_task(part.title, total=1.0)
+            told = f"{part.title}: {doing}" if doing else part.title
+            bar = tasks[part.name]
+            progress.update(bar, completed=share, description=told, visible=share < 1.0)
             done = sum(each.seconds * shares[each.name] for each in wanted)
             progress.update(whole, completed=done)
 

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from eestim.errors import DataError
 __all__ = ["check_folder", "publish", "read_table", "work_folder", "write_json"]
 
 _MANIFEST = ".eestim-report.json"
+_SETTINGS = "settings.json"
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".csv": pd.read_csv,
     ".tsv": lambda path: pd.read_csv(path, sep="\t"),
@@ -77,30 +79,45 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def work_folder(folder: Path, settings: dict[str, Any]) -> Path:
-    """Return the folder beside ``folder`` where unfinished work is kept.
+@contextmanager
+def work_folder(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """Give the folder beside ``folder`` where unfinished work is kept.
 
     Work of an interrupted run with the same settings is kept; other work is
-    discarded, because its results would not belong to this run.
+    discarded, because its results would not belong to this run. The folder is removed
+    at the end, and after a failure that left nothing to go on from.
+
+    Raises
+    ------
+    DataError
+        If the folder has content of another origin.
     """
     path = folder.absolute()
     work = path.with_name(path.name + ".part")
-    record = work / "settings.json"
-    kept = None
+    wanted = json.loads(json.dumps(settings))
+    if _settings_of(work) != wanted:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(work / _SETTINGS, wanted)
     try:
-        kept = json.loads(record.read_text(encoding="utf-8"))
+        yield work
+    except BaseException:
+        if {p.name for p in work.rglob("*") if p.is_file()} <= {_SETTINGS}:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _settings_of(work: Path) -> Any:
+    try:
+        return json.loads((work / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        if work.exists() and any(work.iterdir()):
+        if work.exists() and (work.is_file() or any(work.iterdir())):
             raise DataError(
                 f"`out`: unfinished work goes to {work}, which has other content; "
                 "move it away or name another folder."
             ) from None
-    wanted = json.loads(json.dumps(settings))
-    if kept != wanted:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_json(record, wanted)
-    return work
+    return None
 
 
 def write_json(path: Path, record: Any) -> None:

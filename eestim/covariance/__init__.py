@@ -4,6 +4,7 @@ from eestim.covariance.bandwidths import Andrews1991, NeweyWest1994, Weave
 from eestim.covariance.base import Covariance, CovarianceRule, sandwich
 from eestim.covariance.bootstrap import Bootstrap
 from eestim.covariance.clustered import Clustered
+from eestim.covariance.fay_graubard import FayGraubard
 from eestim.covariance.fixed_b import FixedB, fixed_b_critical, fixed_b_pvalue
 from eestim.covariance.hac import HAC
 from eestim.covariance.hc import HC
@@ -25,6 +26,7 @@ __all__ = [
     "Covariance",
     "CovarianceRule",
     "DriscollKraay",
+    "FayGraubard",
     "FixedB",
     "Jackknife",
     "LeaveOut",

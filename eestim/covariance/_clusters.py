@@ -11,7 +11,7 @@ degrees of freedom need of a cluster is (p, p), however many rows it has:
 
 The hat matrix of the cluster has the eigenvalues of ``J_g`` and zeros, so a power of
 ``I - H_gg`` is the identity plus a matrix on the columns of ``Z_g``; no (n_g, n_g)
-array is ever formed.
+array of a large cluster is ever formed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,11 @@ import pandas as pd
 from scipy import linalg
 
 from eestim._arrays import IntVector, Matrix, Vector
-from eestim.covariance._inverse_root import FULL_LEVERAGE, response_root
+from eestim.covariance._inverse_root import (
+    FULL_LEVERAGE,
+    response_root,
+    small_response_roots,
+)
 
 __all__ = [
     "ClusteredRegression",
@@ -40,6 +44,12 @@ __all__ = [
 
 _ROWS = 1 << 14  # rows whitened at a time; a larger cluster is a block of its own
 _ENTRIES = 1 << 19  # of (p, p) matrices held at a time
+# Clusters whose (n_g, n_g) root is taken directly: of few rows, with a spread of the
+# variance that costs at most seven digits of a row which weighs little, and not
+# determining a direction alone.
+_SMALL = 32
+_MILD = 3000.0
+_LOW_LEVERAGE = 1.0 - 1e-4
 
 
 # ------------------------------------------------------------------ sums by label
@@ -349,16 +359,33 @@ def _adjust_in_response(
     variance: Vector,
     starts: IntVector,
 ) -> None:
-    """Overwrite the pieces of clusters whose working variance varies."""
+    """Overwrite the pieces of clusters whose working variance varies.
+
+    Small ones are decomposed together, size by size, where that loses no digits.
+    """
     lowest = np.minimum.reduceat(variance, starts[:-1])
     highest = np.maximum.reduceat(variance, starts[:-1])
-    for g in np.flatnonzero(highest > lowest * (1.0 + 1e-12)):
-        rows = slice(starts[g], starts[g + 1])
-        inside = basis[rows]
-        adjusted = response_root(inside, variance[rows] / highest[g], gram[g])
-        made.scores[g] = adjusted.T @ error[rows]
-        made.spread[g] = adjusted.T @ adjusted
-        made.cross[g] = inside.T @ adjusted
+    sizes = np.diff(starts)
+    varies = highest > lowest * (1.0 + 1e-12)
+    is_small = varies & (sizes <= _SMALL) & (highest <= _MILD * lowest)
+    is_small[is_small] = np.linalg.eigvalsh(gram[is_small])[:, -1] < _LOW_LEVERAGE
+    batches = [
+        np.flatnonzero(is_small & (sizes == size)) for size in set(sizes.tolist())
+    ]
+    batches += [np.array([g]) for g in np.flatnonzero(varies & ~is_small)]
+    for members in batches:
+        if len(members) == 0:
+            continue
+        rows = starts[members][:, None] + np.arange(sizes[members[0]])
+        inside, spread = basis[rows], variance[rows] / highest[members][:, None]
+        if is_small[members[0]]:
+            adjusted = small_response_roots(inside, spread)
+        else:
+            adjusted = response_root(inside[0], spread[0], gram[members[0]])[None]
+        backward = np.swapaxes(adjusted, 1, 2)
+        made.scores[members] = (backward @ error[rows][..., None])[..., 0]
+        made.spread[members] = backward @ adjusted
+        made.cross[members] = np.swapaxes(inside, 1, 2) @ adjusted
 
 
 def untransposed_scores(model: ClusteredRegression) -> Iterator[Matrix]:

@@ -1,15 +1,22 @@
 """Inverse square roots of a diagonal matrix minus one of low rank."""
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from eestim._arrays import Matrix, Vector
 
-__all__ = ["FULL_LEVERAGE", "inverse_root_nodes", "response_root"]
+__all__ = [
+    "FULL_LEVERAGE",
+    "inverse_root_nodes",
+    "response_root",
+    "small_response_roots",
+]
 
 # One minus a leverage eigenvalue below this is the rounding of an exact zero: the
 # cluster alone determines a direction of theta and its residuals there vanish.
 FULL_LEVERAGE = 1e-10
+_SMALLEST = 1e-12  # of a variance relative to the largest: the row has no weight
 _NODE_ENTRIES = 1 << 18  # of the (nodes, p, rows) products of a quadrature
 
 
@@ -45,6 +52,7 @@ def response_root(basis: Matrix, variance: Vector, gram: Matrix) -> Matrix:
         null = np.linalg.qr((basis / variance[:, None]) @ vectors[:, is_full])[0]
         right = basis - null @ (null.T @ basis)
     smallest = float(free[~is_full].min(initial=1.0))
+    variance = np.maximum(variance, _SMALLEST * variance.max())
     squares = np.square(variance)
     nodes, weights = inverse_root_nodes(
         smallest * float(squares.min()), float(squares.max())
@@ -63,6 +71,24 @@ def response_root(basis: Matrix, variance: Vector, gram: Matrix) -> Matrix:
         shrunk = squares[rows] / (squares[rows] + nodes[:, None] ** 2)
         root[rows] += np.einsum("tr,trk->rk", shrunk, basis[rows] @ solved)
     return root
+
+
+def small_response_roots(
+    basis: npt.NDArray[np.float64], variance: Matrix
+) -> npt.NDArray[np.float64]:
+    """Return `response_root` of many clusters of one small size, (m, n_g, p).
+
+    By eigenvalues of the (n_g, n_g) matrices, which must not be singular and lose
+    the digits of the squared ratio of variances.
+    """
+    hat = basis @ np.swapaxes(basis, 1, 2)
+    inner = np.eye(variance.shape[1]) - hat
+    values, vectors = np.linalg.eigh(
+        variance[:, :, None] * inner * variance[:, None, :]
+    )
+    turned = np.swapaxes(vectors, 1, 2) @ basis
+    root: npt.NDArray[np.float64] = vectors @ (turned / np.sqrt(values)[..., None])
+    return variance[..., None] * root
 
 
 def inverse_root_nodes(low: float, high: float) -> tuple[Vector, Vector]:

@@ -13,8 +13,9 @@ from scipy import linalg
 
 from eestim._arrays import Matrix, Vector
 from eestim._linalg import equilibrated_factor
-from eestim.covariance._refits import VANISHED, Groups, group_scores, group_slopes
+from eestim.covariance._refits import Groups, group_scores, group_slopes
 from eestim.covariance._resampling import Seeds, batches, unit_weights
+from eestim.covariance._reweighted import VANISHED
 from eestim.equations import Working
 
 __all__ = [
@@ -107,7 +108,7 @@ def whitened(design: Matrix, weight: Vector, residual: Vector) -> Whitened:
     (1.0, [0.5, 0.5, 1.0, 1.0])
     """
     scaled = design * np.sqrt(weight)[:, None]
-    triangle = np.linalg.qr(scaled, mode="r")
+    triangle: Matrix = np.linalg.qr(scaled)[1]
     size = np.abs(np.diag(triangle))
     if size.min() <= 1e-12 * size.max() * len(size):
         equilibrated_factor(scaled.T @ scaled).require_full_rank()
@@ -164,7 +165,8 @@ def reweighted_moves(
         kept = np.linalg.eigvalsh(inner)[:, 0] > VANISHED
         failed += int((~kept).sum())
         inner, weights = inner[kept], weights[kept]
-        d = np.linalg.solve(inner, (weights @ scores)[:, :, None])[:, :, 0]
+        summed = (weights @ scores)[:, :, None]
+        d = np.asarray(np.linalg.solve(inner, summed)[:, :, 0], dtype=np.float64)
         moved.append(form.back(d))
         if with_spread:
             left = scores - np.einsum("gpq,bq->bgp", slopes, d, optimize=True)

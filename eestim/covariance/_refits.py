@@ -17,34 +17,27 @@ from eestim.covariance.base import (
     sensitivity_factor,
 )
 from eestim.equations import EstimatingEquation, sum_by_code
-from eestim.errors import CapabilityError, DataError, EestimError, InferenceError
+from eestim.errors import DataError, InferenceError
 from eestim.findings import Finding
-from eestim.roots import solve
 
 __all__ = [
-    "SINGULAR",
-    "VANISHED",
     "Groups",
-    "Refit",
     "aspect_finding",
+    "distinct_finding",
     "failure_finding",
+    "few_clusters_finding",
     "group_scores",
     "group_slopes",
     "groups_of",
     "in_parallel",
     "reference_factor",
-    "refit",
-    "require_reweighted",
     "unit_influence",
     "unit_slopes",
 ]
 
-# Information of a replicate relative to the full sample, in its weakest direction:
-# below this a root is on its way to infinity, as in a separated subsample.
-VANISHED = 1e-5
-SINGULAR = "information vanishes"
 _WIDE = 0.1  # parameters per unit from which resampling is biased
 _FEW_FAILURES = 0.05
+_FEW_CLUSTERS = 20
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
@@ -163,65 +156,7 @@ def group_slopes(slopes: Matrix, groups: Groups) -> Matrix:
     return flat.reshape(groups.count, *slopes.shape[1:])
 
 
-# ----------------------------------------------------------------------- refitting
-
-
-@dataclass(frozen=True, slots=True)
-class Refit:
-    r"""The root of a reweighted equation.
-
-    Attributes
-    ----------
-    theta : (p,) array
-    information : (p, p) array
-        :math:`\sum_i w_i A_i` at the root.
-    """
-
-    theta: Vector
-    information: Matrix
-
-
-def refit(
-    equation: Any, weights: Vector, start: Vector, reference: Factor
-) -> Refit | str:
-    """Return the root of the reweighted equation, or the name of what went wrong.
-
-    A replicate fails where the solver does, where A is singular, and where the
-    information in some direction is below 1e-5 of the full sample's: there the root
-    lies at infinity, as in a subsample whose outcomes are separated, and the solver
-    only stopped on its way.
-
-    Parameters
-    ----------
-    equation : EstimatingEquation with `reweighted`
-    weights : (n,) array
-        One for each unit, of mean about one.
-    start : (p,) array
-    reference : Factor
-        Of A at the root of the full sample.
-    """
-    try:
-        with np.errstate(all="ignore"):
-            again = equation.reweighted(weights)
-            root = solve(again, start)
-            if not root.is_converged:
-                return root.status.name.lower().replace("_", " ")
-            sensitivity = again.sensitivity(root.theta)
-            if _information_share(reference, sensitivity) <= VANISHED:
-                return SINGULAR
-    except (EestimError, np.linalg.LinAlgError) as error:
-        return type(error).__name__
-    return Refit(root.theta, sensitivity * again.n_units)
-
-
-def _information_share(reference: Factor, sensitivity: Matrix) -> float:
-    """Return the smallest singular value of A^-1 A*, in equilibrated units."""
-    if not np.isfinite(sensitivity).all():
-        return 0.0
-    ratio = reference.solve(sensitivity) * (
-        reference.columns[None, :] / reference.columns[:, None]
-    )
-    return float(np.linalg.svd(ratio, compute_uv=False)[-1])
+# -------------------------------------------------------------------------- workers
 
 
 def in_parallel(
@@ -247,21 +182,6 @@ def in_parallel(
     tasks = (delayed(function)(chunk) for chunk in chunks)
     made: list[list[_Made]] = Parallel(n_jobs=workers)(tasks)
     return [one for chunk in made for one in chunk]
-
-
-def require_reweighted(equation: Any, wanted_by: str, instead: str) -> None:
-    """Raise where an equation cannot be refitted under weights.
-
-    Raises
-    ------
-    CapabilityError
-        Naming `reweighted` and what works without it.
-    """
-    if getattr(equation, "reweighted", None) is None:
-        raise CapabilityError(
-            f"{wanted_by} refits under weights and needs `reweighted`, which "
-            f"{type(equation).__name__} does not supply. {instead}"
-        )
 
 
 # ------------------------------------------------------------------------ findings
@@ -312,5 +232,41 @@ def failure_finding(reasons: Sequence[str], draws: int) -> tuple[Finding, ...]:
             "left out, so the covariance is that of samples which have one.",
             'Use Bootstrap(kind="fractional"), whose weights are positive, or '
             'kind="multiplier", which does not refit.',
+        ),
+    )
+
+
+def few_clusters_finding(count: int) -> tuple[Finding, ...]:
+    """Return a warning where there are few clusters to resample."""
+    if count >= _FEW_CLUSTERS:
+        return ()
+    return (
+        Finding(
+            "number of clusters",
+            "warn",
+            float(count),
+            float(_FEW_CLUSTERS),
+            f"{count} clusters: the bootstrap covariance is noisy and on average too "
+            "small.",
+            "Test with the wild-cluster bootstrap of the t statistic "
+            "(bootstrap_test), or use Clustered(kind='CR2').",
+        ),
+    )
+
+
+def distinct_finding(count: int, draws: int, law: str) -> tuple[Finding, ...]:
+    """Return a warning where two-point weights have fewer patterns than draws."""
+    distinct = 2.0 ** min(count, 60)
+    if distinct >= draws:
+        return ()
+    return (
+        Finding(
+            "distinct replicates",
+            "warn",
+            distinct,
+            float(draws),
+            f"{count} clusters have only {distinct:g} different patterns of {law} "
+            "weights.",
+            'Use weights="webb", which has six points.',
         ),
     )

@@ -26,17 +26,14 @@ __all__ = [
     "restricted_root",
     "seed_of",
     "spawned",
-    "spread_draws",
     "stationary_counts",
     "unit_weights",
-    "wald_statistics",
 ]
 
 MultiplierLaw: TypeAlias = Literal["rademacher", "mammen", "webb", "normal"]
 Seeds: TypeAlias = Sequence[np.random.SeedSequence]
 
 _BATCH_ENTRIES = 1 << 21  # of the (draws, units) weights held at a time
-_RANK = 1e-12  # an eigenvalue of a replicate's correlation matrix
 _GOLDEN = (1.0 + 5.0**0.5) / 2.0
 _WEBB: Vector = np.sqrt(np.array([0.5, 1.0, 1.5]))
 
@@ -296,89 +293,6 @@ def restricted_root(theta: Vector, information: Matrix, R: Matrix, r: Vector) ->
     spread = linalg.solve(information, R.T, assume_a="sym")
     moved: Vector = theta - spread @ np.linalg.solve(R @ spread, R @ theta - r)
     return moved
-
-
-def spread_draws(
-    influence: Matrix,
-    slopes: Matrix | None,
-    move: Matrix,
-    law: MultiplierLaw,
-    seeds: Seeds,
-) -> tuple[Matrix, Matrix]:
-    r"""Return multiplier replicates of q contrasts, (draws, q), and their covariances.
-
-    .. math::
-        d^* = \sum_g v_g \phi_g, \quad
-        V^* = \sum_g u_g^* u_g^{*\top}, \quad
-        u_g^* = v_g \phi_g - B_g \delta^* .
-
-    The second term is what refitting takes out of the contribution of group g, so for
-    a linear model :math:`u_g^*` is the contribution at the refitted parameters.
-
-    Parameters
-    ----------
-    influence : (m, q) array
-        :math:`\phi_g`, contributions of units or clusters to the contrasts.
-    slopes : (m, q, p) array or None
-        :math:`B_g = C A^{-1} A_g / n`; None recentres, :math:`u_g^* = v_g \phi_g -
-        d^* / m`.
-    move : (m, p) array
-        Contributions to theta itself: :math:`\delta^*` is the sum of v times these.
-    law : str
-    seeds : sequence of SeedSequence
-
-    Returns
-    -------
-    moved : (draws, q) array
-    spread : (draws, q, q) array
-
-    References
-    ----------
-    Cameron, Gelbach and Miller (2008), Rev. Econ. Stat. 90, 414-427, appendix B;
-    Kline and Santos (2012), J. Econom. Methods 1, 23-41.
-
-    Examples
-    --------
-    >>> phi = np.array([[1.0], [-1.0]])
-    >>> moved, spread = spread_draws(phi, None, phi, "rademacher", spawned(3, 4))
-    >>> (spread[:, 0, 0] + moved[:, 0] ** 2 / 2).round(9)
-    array([2., 2., 2., 2.])
-    """
-    m, q = influence.shape
-    moved, spread = [], []
-    for batch in batches(seeds, m * q * 2):
-        v = draw_matrix(batch, m, law)
-        moved.append(v @ influence)
-        units = v[:, :, None] * influence
-        if slopes is None:
-            units -= moved[-1][:, None, :] / m
-        else:
-            units -= np.einsum("gqp,bp->bgq", slopes, v @ move, optimize=True)
-        spread.append(np.swapaxes(units, 1, 2) @ units)
-    return np.concatenate(moved), np.concatenate(spread)
-
-
-def wald_statistics(moved: Matrix, spread: Matrix) -> Vector:
-    r"""Return :math:`d^\top V^{-1} d` of each replicate, (draws,).
-
-    It is infinite where V has lost rank, unless d is zero.
-
-    Examples
-    --------
-    >>> wald_statistics(np.array([[2.0], [1.0]]), np.array([[[1.0]], [[0.0]]]))
-    array([ 4., inf])
-    """
-    scale = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
-    positive = (scale > 0).all(axis=1)
-    scale = np.where(scale > 0, scale, 1.0)
-    standard = spread / scale[:, :, None] / scale[:, None, :]
-    full = positive & (np.linalg.eigvalsh(standard)[:, 0] > _RANK)
-    safe = np.where(full[:, None, None], standard, np.eye(moved.shape[1]))
-    ratio = moved / scale
-    solved = np.linalg.solve(safe, ratio[:, :, None])[:, :, 0]
-    statistic = np.einsum("bq,bq->b", ratio, solved)
-    still = (moved == 0.0).all(axis=1)
-    return np.where(full, statistic, np.where(still, 0.0, np.inf))
 
 
 # ----------------------------------------------------------------------- quantiles

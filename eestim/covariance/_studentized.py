@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from eestim._arrays import Matrix, Vector
-from eestim._linalg import Factor
 from eestim.covariance._least_squares import (
     is_linear,
     is_score_linear,
@@ -16,7 +15,6 @@ from eestim.covariance._least_squares import (
     working_slopes,
 )
 from eestim.covariance._refits import (
-    SINGULAR,
     Groups,
     failure_finding,
     group_scores,
@@ -24,13 +22,25 @@ from eestim.covariance._refits import (
     groups_of,
     in_parallel,
     reference_factor,
-    refit,
-    require_reweighted,
     unit_influence,
     unit_slopes,
 )
-from eestim.covariance._resampling import Seeds, seed_of, spawned, spread_draws
+from eestim.covariance._resampling import (
+    MultiplierLaw,
+    Seeds,
+    batches,
+    draw_matrix,
+    seed_of,
+    spawned,
+)
 from eestim.covariance._resampling import unit_weights as drawn_weights
+from eestim.covariance._reweighted import (
+    SINGULAR,
+    Reference,
+    reference_of,
+    refit,
+    require_reweighted,
+)
 from eestim.covariance.base import sensitivity_factor
 from eestim.covariance.bootstrap import Bootstrap, restricted_influence
 from eestim.equations import EstimatingEquation
@@ -38,8 +48,14 @@ from eestim.errors import EestimError
 from eestim.findings import Finding
 from eestim.roots import Root
 
-__all__ = ["StudentizedDraws", "studentized_draws"]
+__all__ = [
+    "StudentizedDraws",
+    "spread_draws",
+    "studentized_draws",
+    "wald_statistics",
+]
 
+_RANK = 1e-12  # an eigenvalue of a replicate's correlation matrix
 _KINDS = ("pairs", "fractional", "cluster", "multiplier", "wild", "wild-cluster")
 
 
@@ -107,8 +123,8 @@ def studentized_draws(
     """
     if rule.kind not in _KINDS:
         raise ValueError(
-            f'studentized draws need a bootstrap of kind {_KINDS}; "{rule.kind}" has no '
-            "standard error that its own draws can be divided by."
+            f"studentized draws need a bootstrap of kind {_KINDS}; those of kind "
+            f"{rule.kind!r} have no standard error to be divided by."
         )
     if root.working is not None:  # the solver's better-conditioned parameters
         inner, eta, transform = root.working
@@ -184,7 +200,7 @@ def _refit_draws(
             )
             assert spread is not None  # asked for
             return moved, spread, (SINGULAR,) * failed
-    reference = reference_factor(equation, theta)
+    reference = reference_of(equation, theta)
     task = partial(_spread_chunk, equation, theta, reference, groups, scheme)
     made = in_parallel(task, seeds, rule.jobs)
     failures = tuple(one for one in made if isinstance(one, str))
@@ -198,7 +214,7 @@ def _refit_draws(
 def _spread_chunk(
     equation: Any,
     theta: Vector,
-    reference: Factor,
+    reference: Reference,
     groups: Groups,
     scheme: str,
     seeds: Seeds,
@@ -213,10 +229,96 @@ def _spread_chunk(
             continue
         try:
             rows = group_scores(equation.psi(again.theta), groups)
-            half = sensitivity_factor(again.information).solve(
+            half = sensitivity_factor(again.information()).solve(
                 (rows * np.sqrt(weights)[:, None]).T
             )
             made.append((again.theta, half @ half.T))
         except EestimError as error:
             made.append(type(error).__name__)
     return made
+
+
+# -------------------------------------------------------------------------- arrays
+
+
+def spread_draws(
+    influence: Matrix,
+    slopes: Matrix | None,
+    move: Matrix,
+    law: MultiplierLaw,
+    seeds: Seeds,
+) -> tuple[Matrix, Matrix]:
+    r"""Return multiplier replicates of q contrasts, (draws, q), and their covariances.
+
+    .. math::
+        d^* = \sum_g v_g \phi_g, \quad
+        V^* = \sum_g u_g^* u_g^{*\top}, \quad
+        u_g^* = v_g \phi_g - B_g \delta^* .
+
+    The second term is what refitting takes out of the contribution of group g, so for
+    a linear model :math:`u_g^*` is the contribution at the refitted parameters.
+
+    Parameters
+    ----------
+    influence : (m, q) array
+        :math:`\phi_g`, contributions of units or clusters to the contrasts.
+    slopes : (m, q, p) array or None
+        :math:`B_g = C A^{-1} A_g / n`; None recentres, :math:`u_g^* = v_g \phi_g -
+        d^* / m`.
+    move : (m, p) array
+        Contributions to theta itself: :math:`\delta^*` is the sum of v times these.
+    law : str
+    seeds : sequence of SeedSequence
+
+    Returns
+    -------
+    moved : (draws, q) array
+    spread : (draws, q, q) array
+
+    References
+    ----------
+    Cameron, Gelbach and Miller (2008), Rev. Econ. Stat. 90, 414-427, appendix B;
+    Kline and Santos (2012), J. Econom. Methods 1, 23-41.
+
+    Examples
+    --------
+    >>> phi = np.array([[1.0], [-1.0]])
+    >>> moved, spread = spread_draws(phi, None, phi, "rademacher", spawned(3, 4))
+    >>> (spread[:, 0, 0] + moved[:, 0] ** 2 / 2).round(9)
+    array([2., 2., 2., 2.])
+    """
+    m, q = influence.shape
+    moved, spread = [], []
+    for batch in batches(seeds, m * q * 2):
+        v = draw_matrix(batch, m, law)
+        moved.append(v @ influence)
+        units = v[:, :, None] * influence
+        if slopes is None:
+            units -= moved[-1][:, None, :] / m
+        else:
+            units -= np.einsum("gqp,bp->bgq", slopes, v @ move, optimize=True)
+        spread.append(np.swapaxes(units, 1, 2) @ units)
+    return np.concatenate(moved), np.concatenate(spread)
+
+
+def wald_statistics(moved: Matrix, spread: Matrix) -> Vector:
+    r"""Return :math:`d^\top V^{-1} d` of each replicate, (draws,).
+
+    It is infinite where V has lost rank, unless d is zero.
+
+    Examples
+    --------
+    >>> wald_statistics(np.array([[2.0], [1.0]]), np.array([[[1.0]], [[0.0]]]))
+    array([ 4., inf])
+    """
+    scale = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
+    positive = (scale > 0).all(axis=1)
+    scale = np.where(scale > 0, scale, 1.0)
+    standard = spread / scale[:, :, None] / scale[:, None, :]
+    full = positive & (np.linalg.eigvalsh(standard)[:, 0] > _RANK)
+    safe = np.where(full[:, None, None], standard, np.eye(moved.shape[1]))
+    ratio = moved / scale
+    solved = np.linalg.solve(safe, ratio[:, :, None])[:, :, 0]
+    statistic = np.einsum("bq,bq->b", ratio, solved)
+    still = (moved == 0.0).all(axis=1)
+    return np.where(full, statistic, np.where(still, 0.0, np.inf))

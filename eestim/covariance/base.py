@@ -78,10 +78,8 @@ class Covariance:
         dof, inner = self.dof, self.contrast_dof
         outer: Callable[[Matrix], Vector] | None = None
         if inner is not None:
-            dof = inner(transform)
-
-            def outer(contrasts: Matrix) -> Vector:
-                return inner(contrasts @ transform)
+            dof, own = inner(transform), getattr(inner, "transformed", None)
+            outer = own(transform) if own else lambda rows: inner(rows @ transform)
 
         return replace(
             self,

@@ -8,20 +8,17 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from eestim._arrays import Matrix, Vector
-from eestim._linalg import Factor
 from eestim.covariance._least_squares import is_linear, reweighted_moves, whitened
 from eestim.covariance._refits import (
-    SINGULAR,
     Groups,
-    Refit,
     aspect_finding,
+    distinct_finding,
     failure_finding,
+    few_clusters_finding,
     group_scores,
     groups_of,
     in_parallel,
     reference_factor,
-    refit,
-    require_reweighted,
     unit_influence,
 )
 from eestim.covariance._resampling import (
@@ -33,6 +30,14 @@ from eestim.covariance._resampling import (
     seed_of,
     spawned,
     unit_weights,
+)
+from eestim.covariance._reweighted import (
+    SINGULAR,
+    Reference,
+    Refit,
+    reference_of,
+    refit,
+    require_reweighted,
 )
 from eestim.covariance._rows import ordered_codes, row_values
 from eestim.covariance.base import Covariance, label_text, working_of
@@ -55,7 +60,6 @@ BootstrapKind: TypeAlias = Literal[
 ]
 
 DEFAULT_SEED = 123
-FEW_CLUSTERS = 20
 _MARK = "bootstrap ("  # begins the rule text after the kind, and nothing else's
 _REFITS = ("pairs", "fractional", "cluster", "block")
 _SCORES = ("multiplier", "wild", "wild-cluster")
@@ -163,9 +167,8 @@ class Bootstrap:
         """Return the covariance of the root."""
         seed = seed_of(self.rng)
         groups = self._groups(equation, root.theta)
-        replicates, failures = self._replicates(
-            equation, root.theta, groups, spawned(seed, self.draws)
-        )
+        seeds = spawned(seed, self.draws)
+        replicates, failures = self._replicates(equation, root, groups, seeds)
         _require_successes(len(replicates), self.draws, failures)
         p = len(equation.names)
         is_clustered = bool(groups.name) and self.kind != "block"
@@ -181,7 +184,7 @@ class Bootstrap:
             findings=(
                 *failure_finding(failures, self.draws),
                 *aspect_finding(p, groups.count, self._aspect_method()),
-                *(_cluster_findings(self, groups.count) if is_clustered else ()),
+                *self._cluster_findings(groups),
             ),
             replicates=replicates,
         )
@@ -194,16 +197,37 @@ class Bootstrap:
         return groups_of(equation, theta, self.labels, "labels")
 
     def _replicates(
-        self, equation: EstimatingEquation, theta: Vector, groups: Groups, seeds: Seeds
+        self, equation: EstimatingEquation, root: Root, groups: Groups, seeds: Seeds
     ) -> tuple[Matrix, list[str]]:
+        theta = root.theta
         if self.kind in _REFITS:
             return self._refitted(equation, theta, groups, seeds)
         if self.kind == "residual":
             return theta + _residual_moves(equation, theta, seeds), []
         if self.null is not None:
-            return _null_replicates(equation, theta, groups, self, seeds), []
+            return self._under_null(equation, root, groups, seeds), []
         influence = group_scores(unit_influence(equation, theta), groups)
         return theta + influence_draws(influence, self.weights, seeds), []
+
+    def _under_null(
+        self, equation: EstimatingEquation, root: Root, groups: Groups, seeds: Seeds
+    ) -> Matrix:
+        names, null = list(equation.names), self.null or {}
+        unknown = [name for name in null if name not in names]
+        if unknown:
+            raise DataError(f"`null` names {unknown}; parameters are {names}.")
+        R = np.eye(len(names))[[names.index(name) for name in null]]
+        r = np.array(list(null.values()), dtype=np.float64)
+        # the solver's better-conditioned parameters, where it used them
+        inner, eta, transform = root.working or (
+            equation,
+            root.theta,
+            np.eye(len(names)),
+        )
+        centre, influence = restricted_influence(inner, eta, R @ transform, r)
+        summed = group_scores(influence, groups)
+        replicates: Matrix = centre + influence_draws(summed, self.weights, seeds)
+        return replicates @ transform.T
 
     def _refitted(
         self, equation: EstimatingEquation, theta: Vector, groups: Groups, seeds: Seeds
@@ -216,8 +240,7 @@ class Bootstrap:
             if form.fits_in_memory(groups.count):
                 moved, _, failed = reweighted_moves(form, groups, scheme, length, seeds)
                 return theta + moved, [SINGULAR] * failed
-        # A at the root also fixes the steps of numerical derivatives for all workers.
-        reference = reference_factor(equation, theta)
+        reference = reference_of(equation, theta)
         task = partial(
             refitted_chunk, equation, theta, reference, groups, scheme, length
         )
@@ -242,6 +265,14 @@ class Bootstrap:
         return float(length)
 
     # ------------------------------------------------------------------------ text
+
+    def _cluster_findings(self, groups: Groups) -> tuple[Finding, ...]:
+        if not groups.name or self.kind == "block":
+            return ()
+        found = few_clusters_finding(groups.count)
+        if self.kind in _SCORES and self.weights in ("rademacher", "mammen"):
+            found += distinct_finding(groups.count, self.draws, self.weights)
+        return found
 
     def _aspect_method(self) -> str:
         return "pairs" if self.kind in ("pairs", "cluster", "block") else self.kind
@@ -273,7 +304,7 @@ def own_replicates(covariance: Covariance) -> Matrix | None:
 def refitted_chunk(
     equation: Any,
     theta: Vector,
-    reference: Factor,
+    reference: Reference,
     groups: Groups,
     scheme: str,
     length: float,
@@ -297,25 +328,6 @@ def _residual_moves(
         )
     working = working_of(equation, theta, 'Bootstrap(kind="residual")', _INSTEAD)
     return residual_draws(working.design, working.weight, working.residual, seeds)
-
-
-def _null_replicates(
-    equation: EstimatingEquation,
-    theta: Vector,
-    groups: Groups,
-    rule: Bootstrap,
-    seeds: Seeds,
-) -> Matrix:
-    names, null = list(equation.names), rule.null or {}
-    unknown = [name for name in null if name not in names]
-    if unknown:
-        raise DataError(f"`null` names {unknown}; parameters are {names}.")
-    R = np.eye(len(names))[[names.index(name) for name in null]]
-    r = np.array(list(null.values()), dtype=np.float64)
-    centre, influence = restricted_influence(equation, theta, R, r)
-    return centre + influence_draws(
-        group_scores(influence, groups), rule.weights, seeds
-    )
 
 
 def restricted_influence(
@@ -404,35 +416,3 @@ def _times(equation: EstimatingEquation, labels: Any) -> Groups:
     if len(times) < 2:
         raise InferenceError("`labels` has one time; blocks need at least two.")
     return Groups(codes, len(times), label_text(labels))
-
-
-def _cluster_findings(rule: Bootstrap, count: int) -> tuple[Finding, ...]:
-    found = []
-    if count < FEW_CLUSTERS:
-        found.append(
-            Finding(
-                "number of clusters",
-                "warn",
-                float(count),
-                float(FEW_CLUSTERS),
-                f"{count} clusters: the bootstrap covariance is noisy and on average "
-                "too small.",
-                "Test with a wild-cluster bootstrap of the t statistic "
-                "(ee.inference.bootstrap_test), or use Clustered(kind='CR2').",
-            )
-        )
-    if rule.kind in _SCORES and rule.weights in ("rademacher", "mammen"):
-        distinct = 2.0 ** min(count, 60)
-        if distinct < rule.draws:
-            found.append(
-                Finding(
-                    "distinct replicates",
-                    "warn",
-                    distinct,
-                    float(rule.draws),
-                    f"{count} clusters have only {distinct:g} different patterns of "
-                    f"{rule.weights} weights.",
-                    'Use weights="webb", which has six points.',
-                )
-            )
-    return tuple(found)

@@ -111,8 +111,12 @@ class Clustered:
     without cadjust CR2 and CR3 with ``factor="(G-1)/G"``, and its ``multi0`` for
     HC1 is ``kind="CR1S", multi0=True``. statsmodels ``cluster`` is CR1S and
     ``cluster-crv3`` CR3 with ``factor="(G-1)/G"``. linearmodels is CR0 by default,
-    CR1S with ``group_debias`` and ``debiased`` in this release, and
-    ``factor="n/(n-k)"`` with ``debiased`` alone.
+    ``factor="n/(n-k)"`` with ``debiased``, ``factor="G/(G-1)*(n-1)/n"`` with
+    ``group_debias``, and CR1S with both.
+
+    CR2 depends on the square root taken. Where `working` supplies the variance of the
+    response (GLMs), it is the symmetric root in units of the response, as in
+    clubSandwich; otherwise that in units of the working standard deviation.
 
     References
     ----------

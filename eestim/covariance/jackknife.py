@@ -13,16 +13,19 @@ from eestim._linalg import Factor
 from eestim.covariance._least_squares import is_linear, is_score_linear, whitened
 from eestim.covariance._refits import (
     Groups,
-    Refit,
     aspect_finding,
     group_scores,
     group_slopes,
     groups_of,
     in_parallel,
-    reference_factor,
+    unit_influence,
+)
+from eestim.covariance._reweighted import (
+    Reference,
+    Refit,
+    reference_of,
     refit,
     require_reweighted,
-    unit_influence,
 )
 from eestim.covariance.base import Covariance, sensitivity_factor
 from eestim.covariance.clustered import finite_factor
@@ -165,7 +168,7 @@ class Jackknife:
         starts = np.broadcast_to(theta, (groups.count, len(theta)))
         if getattr(equation, "unit_sensitivity", None) is not None:
             starts = theta - _newton_moves(equation, theta, groups, self.kind)
-        reference = reference_factor(equation, theta)
+        reference = reference_of(equation, theta)
         task = partial(_without, equation, reference, groups, starts)
         made = in_parallel(task, range(groups.count), self.jobs)
         failed = [g for g, one in enumerate(made) if isinstance(one, str)]
@@ -186,7 +189,7 @@ class Jackknife:
 
 def _without(
     equation: Any,
-    reference: Factor,
+    reference: Reference,
     groups: Groups,
     starts: Matrix,
     which: Sequence[int],

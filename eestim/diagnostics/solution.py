@@ -26,7 +26,9 @@ def root_residual(estimate: Any) -> Finding:
 
     Free of scale: below 0.01 the numerical error is a hundredth of a standard error.
     """
-    value = noise_residual(moments_at(estimate.equation, estimate.theta))
+    value = noise_residual(
+        moments_at(estimate.equation, estimate.theta), estimate.theta
+    )
     passed, warned = _RESIDUAL
     status = "pass" if value < passed else "warn" if value < warned else "fail"
     return Finding(

@@ -7,8 +7,7 @@ import numpy as np
 
 from eestim._arrays import Matrix, Vector, as_float, check_finite
 from eestim.covariance._least_squares import is_linear
-from eestim.covariance._resampling import wald_statistics
-from eestim.covariance._studentized import studentized_draws
+from eestim.covariance._studentized import studentized_draws, wald_statistics
 from eestim.covariance.bootstrap import Bootstrap
 from eestim.errors import (
     CapabilityError,
@@ -17,7 +16,7 @@ from eestim.errors import (
     InferenceError,
 )
 from eestim.findings import Finding
-from eestim.inference.bootstrap_intervals import resampling_of
+from eestim.inference._replicates import resampling_of
 
 if TYPE_CHECKING:
     from eestim.estimation import Estimate

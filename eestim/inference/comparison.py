@@ -13,7 +13,7 @@ from eestim.equations import require
 from eestim.errors import DataError, InferenceError
 from eestim.estimation import Estimate, estimate
 from eestim.findings import Finding
-from eestim.inference.bootstrap_intervals import allows_dependence
+from eestim.inference._replicates import allows_dependence
 from eestim.roots import Root
 
 __all__ = ["PairedDifference", "compare"]

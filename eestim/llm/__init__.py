@@ -23,7 +23,7 @@ from eestim.llm.equations import (
 )
 from eestim.llm.evaluation import Evaluation, evaluate
 from eestim.llm.inference import infer, squared_size
-from eestim.llm.perturbations import Additive, Gated, LowRank
+from eestim.llm.perturbations import Additive, ContextMLP, Gated, LowRank
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.recipe import Fit
 from eestim.llm.scores import scores
@@ -35,6 +35,7 @@ __all__ = [
     "Additive",
     "Brier",
     "CentredIWAE",
+    "ContextMLP",
     "Documents",
     "Evaluation",
     "Fit",

@@ -245,7 +245,7 @@ def score_documents(
     for number, begin in enumerate(range(0, len(documents.unit), batch_size)):
         rows = np.arange(begin, min(begin + batch_size, len(documents.unit)))
         batch = documents.batch(rows)
-        generator = step_generator(seed, number)
+        generator = step_generator(seed, number, 1)
         logits = model.draw_logits(batch, draws, generator)  # type: ignore[operator]
         targets = model.targets(batch)  # type: ignore[operator]
         kept = targets != IGNORED

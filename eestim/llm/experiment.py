@@ -87,14 +87,14 @@ class Plan:
     steps: int = 150
     batch_size: int = 8
     draws: int = 4
-    learning_rate: float = 1e-3
-    perturbation_rate: float = 1e-2
+    learning_rate: float = 3e-4
+    perturbation_rate: float = 3e-3
     predict_draws: int = 8
     held_out: int = 40
     calibration: int = 20
     characters: int = 700
     other_documents: int = 30
-    fixed_sizes: tuple[float, ...] = (0.15, 0.3, 0.6)
+    fixed_sizes: tuple[float, ...] = (0.1, 0.2, 0.4)
     learned_size: float = 0.3
     rank: int = 16
 
@@ -108,8 +108,7 @@ QUICK = Plan(
     predict_draws=4,
     characters=300,
     other_documents=12,
-    calibration=10,
-    fixed_sizes=(0.3,),
+    fixed_sizes=(0.2,),
 )
 
 
@@ -231,7 +230,7 @@ def text_experiment(
     length = embedding_length(base, training)
     models = _rivals(base, tokenizer, calibration)
     methods = _methods(plan, base.get_input_embeddings().weight.shape[1], length, seed)
-    rate = plan.learning_rate if is_embedded else plan.learning_rate / 20
+    rate = plan.learning_rate if is_embedded else plan.learning_rate / 10
     last = None
     for name, (perturbation, equation) in methods.items():
         last = LatentPrefixLM(copy.deepcopy(base), perturbation, tokenizer).to(device)
@@ -251,6 +250,7 @@ def text_experiment(
             average_from=0.5,
             seed=seed + 1,
             checkpoint=None if store is None else store / _folder(name),
+            every=25,
             progress=step_report(report, name, 0, plan.steps),
         )
         records.append(_record(name, record, last, before, length))

@@ -65,11 +65,13 @@ def generate(
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     fresh, cache = tokens, None
     for _ in range(max_new_tokens):
-        embeddings = model.base.get_input_embeddings()(fresh)
+        embeddings = model.widened(model.base.get_input_embeddings()(fresh))
         latents = model.latents(embeddings, draws, generator)
         moved = model.perturb(embeddings, latents)
         output = model.base(
-            inputs_embeds=moved.flatten(0, 1), past_key_values=cache, use_cache=True
+            inputs_embeds=model.narrowed(moved.flatten(0, 1)),
+            past_key_values=cache,
+            use_cache=True,
         )
         cache = output.past_key_values
         last = output.logits[:, -1].reshape(len(moved), len(tokens), -1)

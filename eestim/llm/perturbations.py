@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Additive", "Gated", "LowRank", "Perturbation", "from_config"]
+__all__ = [
+    "Additive",
+    "ContextMLP",
+    "Gated",
+    "LowRank",
+    "Perturbation",
+    "from_config",
+]
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -251,11 +258,86 @@ class Gated(_Directional):
         return torch.cat([tangents, gate])
 
 
-def _rotations(directions: Tensor, held: bool) -> Tensor:
-    """Return the flattened tangents C (e_i e_j' - e_j e_i'), i < j; also C if held."""
+class ContextMLP(_Directional):
+    r"""Low-rank noise whose scale in each direction depends on the prefix.
+
+    .. math::
+        u_t = e_t + C \, (s_t \circ Z_t), \quad
+        s_t = 2 \sigma\big(W_2 \, \mathrm{gelu}(W_1 [e_t, \bar e_{\le t}])\big)
+
+    with the running mean of the embeddings up to t, so the model stays causal. The
+    scales start at 1 (W_2 = 0), where C is identified up to rotations only; away from
+    there only permutations and signs of the directions are free. Arguments as for
+    `LowRank`.
+
+    Parameters
+    ----------
+    hidden : int
+        Width of the hidden layer.
+
+    Examples
+    --------
+    >>> ContextMLP(8, rank=2, hidden=4).n_parameters  # C 16, W_1 64 + 4, W_2 8
+    92
+    """
+
+    def __init__(
+        self,
+        width: int,
+        rank: int = 16,
+        size: float = 1.0,
+        *,
+        hidden: int = 32,
+        held: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(width, rank, size, held, seed)
+        if hidden < 1:
+            raise ValueError(f"`hidden` is {hidden}; it must be at least 1.")
+        self.hidden = hidden
+        generator = torch.Generator().manual_seed(seed + 1)
+        first = torch.randn(hidden, 2 * width, generator=generator)
+        self.first = nn.Parameter(first / math.sqrt(2 * width))
+        self.offset = nn.Parameter(torch.zeros(hidden))
+        self.second = nn.Parameter(torch.zeros(rank, hidden))
+
+    def scale(self, embeddings: Tensor) -> Tensor:
+        """Return s, (..., T, rank), of embeddings (..., T, width)."""
+        length = embeddings.shape[-2]
+        count = torch.arange(1, length + 1, device=embeddings.device).unsqueeze(-1)
+        mean = embeddings.cumsum(-2) / count.to(embeddings.dtype)
+        inner = torch.cat([embeddings, mean], -1) @ self.first.T + self.offset
+        return 2.0 * torch.sigmoid(nn.functional.gelu(inner) @ self.second.T)
+
+    def forward(self, embeddings: Tensor, latent: Tensor) -> Tensor:
+        """Return e + C (s * Z)."""
+        return embeddings + (self.scale(embeddings) * latent) @ self.matrix().T
+
+    def squared_size(self, embeddings: Tensor) -> Tensor:
+        """Return the mean over positions of sum_j s_j^2 |C_j|^2."""
+        lengths = self.matrix().square().sum(0)
+        return (self.scale(embeddings).square() @ lengths).mean()
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return super().config() | {"hidden": self.hidden}
+
+    def invariances(self) -> Tensor:
+        """Return rotations where the scales are constant, else none (C if held)."""
+        free = bool((self.second == 0).all())
+        tangents = _rotations(self.directions.detach(), self.held, free)
+        rest = self.n_parameters - len(tangents)
+        return torch.cat([tangents, tangents.new_zeros(rest, tangents.shape[1])])
+
+
+def _rotations(directions: Tensor, held: bool, free: bool = True) -> Tensor:
+    """Return the flattened tangents C (e_i e_j' - e_j e_i'), i < j; also C if held.
+
+    `free` tells whether rotations leave the law unchanged.
+    """
     rank = directions.shape[1]
     tangents = []
-    for i in range(rank):
+    for i in range(rank if free else 0):
         for j in range(i):
             skew = directions.new_zeros(rank, rank)
             skew[i, j], skew[j, i] = 1.0, -1.0
@@ -271,6 +353,7 @@ _KINDS: dict[str, type[Perturbation]] = {
     "Additive": Additive,
     "LowRank": LowRank,
     "Gated": Gated,
+    "ContextMLP": ContextMLP,
 }
 
 

@@ -88,11 +88,20 @@ class LatentPrefixLM(nn.Module):
         """Where the embeddings live."""
         return torch.device(self.base.get_input_embeddings().weight.device)
 
+    def widened(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings in the perturbation's dtype: phi stays in float32."""
+        if self.perturbation is None:
+            return embeddings
+        return embeddings.to(next(self.perturbation.parameters()).dtype)
+
+    def narrowed(self, perturbed: Tensor) -> Tensor:
+        """Return perturbed embeddings in the base's dtype."""
+        return perturbed.to(self.base.get_input_embeddings().weight.dtype)
+
     def embed(self, batch: Any) -> Tensor:
         """Return the clean embeddings of a batch, (B, T, width)."""
         ids = as_token_batch(batch).input_ids.to(self.device)
-        embeddings: Tensor = self.base.get_input_embeddings()(ids)
-        return embeddings
+        return self.widened(self.base.get_input_embeddings()(ids))
 
     def latents(self, embeddings: Tensor, draws: int, generator: Generator) -> Tensor:
         """Return (K, B, T, r) latents, independent over draws, rows and positions."""
@@ -113,7 +122,7 @@ class LatentPrefixLM(nn.Module):
         """Return (K, B, T, V) logits of perturbed embeddings (K, B, T, width)."""
         draws, rows = perturbed.shape[:2]
         self.check_context(perturbed.shape[2])
-        flat = perturbed.flatten(0, 1)
+        flat = self.narrowed(perturbed.flatten(0, 1))
         logits: Tensor = self.base(inputs_embeds=flat, use_cache=False).logits
         return logits.view(draws, rows, *logits.shape[1:])
 

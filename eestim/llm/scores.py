@@ -179,7 +179,7 @@ def unit_batches(
     """Yield (batch, unit of each row, generator) over all rows."""
     for number, begin in enumerate(range(0, len(units.unit), batch_size)):
         rows = np.arange(begin, min(begin + batch_size, len(units.unit)))
-        generator = step_generator(seed + 7919 * set_number, number)
+        generator = step_generator(seed, number, 2 + set_number)
         yield units.batch(rows), torch.as_tensor(units.unit[rows]), generator
 
 

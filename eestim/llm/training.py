@@ -223,9 +223,14 @@ def rows_of_step(n_rows: int, batch_size: int, step: int, seed: int) -> IntArray
     return rows
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """Return the generator of one step's latents."""
-    (state,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """Return the generator of one step's latents.
+
+    Training is stream 0, evaluation 1, and the sets of scores 2, 3, ...: draws of one
+    use are independent of those of another.
+    """
+    entropy = np.random.SeedSequence([seed, step, stream])
+    (state,) = entropy.generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)
 
 

@@ -249,7 +249,19 @@ class GeneralizedLinear:
             self._expanded(weight),
             self._expanded(terms.residual),
             dispersion,
+            self._working_variance(terms.mu),
         )
+
+    def _working_variance(self, mu: Vector) -> Vector | None:
+        if self.family.name == "gaussian" and not self.is_sampling_weighted:
+            return None
+        variance = self.family.variance(mu)
+        if self.row_weights is None:
+            return variance
+        if self.weight_kind is Frequency:
+            return np.repeat(variance, self.row_weights.astype(int))
+        weights = np.where(self.row_weights > 0, self.row_weights, np.inf)
+        return variance / weights
 
     def unit_sensitivity(self, theta: Vector) -> Matrix:
         """Return minus the derivative of each unit's psi, (n, p, p)."""

@@ -16,7 +16,7 @@ from eestim.equations import Working
 from eestim.errors import InterpolationError
 from eestim.models._blocked import gram
 from eestim.models._linear_predictor import LinearPredictor, linear_predictor_of
-from eestim.models.quantile import QuantileRegression
+from eestim.models.quantiles import QuantileRegression
 from eestim.roots import Root
 from eestim.weights import Weights
 

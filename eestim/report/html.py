@@ -65,7 +65,8 @@ def _table_view(table: Table) -> dict[str, Any]:
         }
         for label, row in zip(frame.index, shown.to_numpy().tolist(), strict=True)
     ]
-    head = list(zip(map(str, frame.columns), is_number, strict=True))
+    heads = [str(name).replace("_", " ") for name in frame.columns]
+    head = list(zip(heads, is_number, strict=True))
     return {"kind": "table", "head": head, "rows": rows, "has_stub": has_stub}
 
 

@@ -11,9 +11,12 @@ from scipy import special
 from eestim._arrays import Matrix, Vector
 
 __all__ = [
+    "Attempt",
     "Batched",
+    "Failure",
     "Outcome",
-    "Specification",
+    "Reported",
+    "SpecificationError",
     "Under",
     "Variants",
     "outcome_of",
@@ -23,7 +26,7 @@ __all__ = [
 Levels: TypeAlias = tuple[float, ...]
 
 
-class Specification(Exception):  # noqa: N818 - always turned into a ValueError
+class SpecificationError(ValueError):
     """An estimator returned what cannot be read: the study, not the data, is wrong."""
 
 
@@ -43,6 +46,28 @@ class Outcome:
     dof: Vector
     lower: Matrix
     upper: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a replication has no numbers.
+
+    Attributes
+    ----------
+    status : {"not converged", "error", "not finite"}
+    message : str
+    """
+
+    status: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One method on one data set: numbers or a failure, and the warnings on the way."""
+
+    result: Outcome | Failure
+    warnings: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +146,8 @@ def quantile(level: float, dof: Vector) -> Vector:
 
 def outcome_of(
     returned: Any, estimands: Sequence[str], levels: Levels, method: str
-) -> Outcome:
-    """Return the numbers of what an estimator returned.
+) -> Outcome | Failure:
+    """Return the numbers of what an estimator returned, or why it has none.
 
     Parameters
     ----------
@@ -138,28 +163,50 @@ def outcome_of(
 
     Raises
     ------
-    Specification
+    SpecificationError
         If it has another form, or lacks an estimand.
     """
-    if isinstance(returned, Reported):
-        return _of_estimate(returned.fit, estimands, levels, returned.interval, method)
+    if isinstance(returned, Failure):
+        return returned
     if hasattr(returned, "interval") and hasattr(returned, "theta"):
-        return _of_estimate(returned, estimands, levels, None, method)
+        returned = Reported(returned)
+    if isinstance(returned, Reported):
+        made = _of_estimate(returned.fit, estimands, levels, returned.interval, method)
+        return _checked(made, estimands, has_se=True, bounds=len(levels))
     fields = _fields(returned, method)
     read = {
         name: _vector(value, estimands, f"{method}: {name}")
         for name, value in fields.items()
     }
-    k, blank = len(estimands), np.full(len(estimands), np.nan)
+    made = _of_fields(read, len(estimands), levels)
+    return _checked(made, estimands, "se" in read, int("lower" in read))
+
+
+def _of_fields(read: Mapping[str, Vector], k: int, levels: Levels) -> Outcome:
+    blank = np.full(k, np.nan)
     se = read.get("se", blank)
-    default = np.full(k, np.inf) if "se" in read else blank
-    dof = read.get("dof", default)
-    if "lower" in read:
-        dof = blank if "dof" not in read else dof
-        bounds = [np.full((len(levels), k), np.nan) for _ in range(2)]
-        bounds[0][0], bounds[1][0] = read["lower"], read["upper"]
-        return Outcome(read["estimate"], se, dof, bounds[0], bounds[1])
-    return _wald(read["estimate"], se, dof, levels)
+    if "lower" not in read:
+        normal = np.full(k, np.inf) if "se" in read else blank
+        return _wald(read["estimate"], se, read.get("dof", normal), levels)
+    lower, upper = (np.full((len(levels), k), np.nan) for _ in range(2))
+    lower[0], upper[0] = read["lower"], read["upper"]
+    return Outcome(read["estimate"], se, read.get("dof", blank), lower, upper)
+
+
+def _checked(
+    made: Outcome, estimands: Sequence[str], has_se: bool, bounds: int
+) -> Outcome | Failure:
+    """Return the outcome, or a failure where a number that was given is none."""
+    bad = {"estimate": ~np.isfinite(made.estimate)}
+    if has_se:
+        bad["se"] = ~(np.isfinite(made.se) & (made.se >= 0.0))
+    for name, values in (("lower", made.lower), ("upper", made.upper)):
+        bad[name] = np.asarray(np.isnan(values[:bounds]).any(axis=0))
+    for name, where in bad.items():
+        if where.any():
+            named = ", ".join(np.array(estimands)[where])
+            return Failure("not finite", f"{name} of {named} is not a usable number")
+    return made
 
 
 def _wald(estimate: Vector, se: Vector, dof: Vector, levels: Levels) -> Outcome:
@@ -173,7 +220,7 @@ def _fields(returned: Any, method: str) -> dict[str, Any]:
         known = {"estimate", "se", "dof", "lower", "upper"}
         extra = [name for name in returned if name not in known]
         if extra or ("lower" in returned) != ("upper" in returned):
-            raise Specification(
+            raise SpecificationError(
                 f"{method} returned the keys {list(returned)}; expected estimate, se, "
                 "dof, lower and upper (both or neither)."
             )
@@ -189,7 +236,7 @@ def _fields(returned: Any, method: str) -> dict[str, Any]:
             return {"estimate": estimate, "se": se, "lower": lower, "upper": upper}
         case (estimate, se, dof):
             return {"estimate": estimate, "se": se, "dof": dof}
-    raise Specification(
+    raise SpecificationError(
         f"{method} returned a tuple of {len(returned)}; expected (estimate, se), "
         "(estimate, se, dof) or (estimate, se, (lower, upper))."
     )
@@ -200,17 +247,19 @@ def _vector(value: Any, estimands: Sequence[str], what: str) -> Vector:
     if isinstance(value, Mapping | pd.Series):
         missing = [name for name in estimands if name not in value]
         if missing:
-            raise Specification(f"{what} has no value for {missing}; `truth` names it.")
+            raise SpecificationError(
+                f"{what} has no value for {missing}; `truth` names it."
+            )
         value = [value[name] for name in estimands]
     try:
         array = np.atleast_1d(np.asarray(value, dtype=np.float64))
     except (TypeError, ValueError):
-        raise Specification(
+        raise SpecificationError(
             f"{what} is {type(value).__name__} {value!r}; a number, a vector or a "
             "mapping of estimands was expected."
         ) from None
     if array.shape != (len(estimands),):
-        raise Specification(
+        raise SpecificationError(
             f"{what} has shape {array.shape} for {len(estimands)} estimands "
             f"({', '.join(estimands)})."
         )
@@ -226,7 +275,9 @@ def _of_estimate(
     dof = np.broadcast_to(spread.dof, len(fit.names)).astype(float)[places]
     if interval is None or isinstance(interval, str):
         if interval not in (None, "wald", "t"):
-            raise Specification(f'{method}: interval {interval!r} is not "wald" or "t".')
+            raise SpecificationError(
+                f'{method}: interval {interval!r} is not "wald" or "t".'
+            )
         law = np.full_like(dof, np.inf) if interval == "wald" else dof
         return _wald(theta, se, law, levels)
     bounds = [
@@ -234,42 +285,16 @@ def _of_estimate(
         for level in levels
     ]
     table = np.array([bound.to_numpy(dtype=np.float64) for bound in bounds])
-    return Outcome(
-        theta, se, np.full_like(dof, np.nan), table[..., 0], table[..., 1]
-    )
+    return Outcome(theta, se, np.full_like(dof, np.nan), table[..., 0], table[..., 1])
 
 
-def _places(
-    names: tuple[str, ...], estimands: Sequence[str], method: str
-) -> list[int]:
+def _places(names: tuple[str, ...], estimands: Sequence[str], method: str) -> list[int]:
     if len(names) == 1 and len(estimands) == 1:
         return [0]
     missing = [name for name in estimands if name not in names]
     if missing:
-        raise Specification(
+        raise SpecificationError(
             f"{method} has no parameter {missing}; it has {list(names)}. Name the "
             "estimands in `truth` as the parameters are named."
         )
     return [names.index(name) for name in estimands]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a replication has no numbers.
-
-    Attributes
-    ----------
-    status : {"not converged", "error", "not finite"}
-    message : str
-    """
-
-    status: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One method on one data set: numbers or a failure, and the warnings on the way."""
-
-    result: Outcome | Failure
-    warnings: tuple[str, ...] = field(default=())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import scipy
-import scipy.linalg  # noqa: F401 - loads the library whose threads are set
+import scipy.linalg
 
 __all__ = ["one_blas_thread"]
 

@@ -5,6 +5,8 @@ shared by all of them. A problem whose equations have no root, or whose sensitiv
 is singular, gets a status and NaN, never a number.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -35,7 +37,7 @@ _MAX_EVALUATIONS = 60
 _MAX_POLISHES = 5
 _SHARE_KEPT = 0.5  # of problems still searching, below which the others are left out
 _SMALL_STEP = 1e-4  # standard errors: Newton squares it, so the next is rounding
-_SMALL_ERROR = 1e-7  # standard errors, of the root at which A and M are evaluated
+_SMALL_ERROR = 1e-8  # standard errors, of the root at which A and M are evaluated
 _SMALLEST_DAMPING = 2.0**-12
 
 
@@ -108,7 +110,8 @@ class BatchedFit:
     @property
     def is_converged(self) -> Mask:
         """Which problems have a root, (R,)."""
-        return self.status == "converged"
+        converged: Mask = self.status == "converged"
+        return converged
 
     def interval(self, level: float = 0.95) -> tuple[Matrix, Matrix]:
         """Return lower and upper bounds, each (R, p).
@@ -135,9 +138,7 @@ def equilibrating_scale(matrices: Array) -> Array:
     return scale
 
 
-def batched_inverse(
-    matrices: Array, scale: Array | None = None
-) -> tuple[Array, Mask]:
+def batched_inverse(matrices: Array, scale: Array | None = None) -> tuple[Array, Mask]:
     """Return the inverses of R small matrices, and which of them are singular.
 
     Rank is decided after equilibrating rows and columns, so it does not depend on
@@ -175,14 +176,17 @@ def _reciprocal(values: Matrix) -> Matrix:
 def _inverse(matrices: Array) -> tuple[Array, Mask]:
     """Return inverses and a mask of those that do not exist."""
     try:
-        inverse = np.linalg.inv(matrices)
-        return inverse, ~np.isfinite(inverse).all(axis=(1, 2))
+        inverse: Array = np.asarray(np.linalg.inv(matrices), dtype=np.float64)
+        return inverse, ~_is_finite(inverse)
     except np.linalg.LinAlgError:  # one without an inverse stops the whole batch
-        broken = ~np.isfinite(matrices).all(axis=(1, 2))
-        usable = np.where(broken[:, None, None], 0.0, matrices)
-        broken |= np.linalg.slogdet(usable)[0] == 0.0
+        usable = np.where(_is_finite(matrices)[:, None, None], matrices, 0.0)
+        broken: Mask = np.asarray(np.linalg.slogdet(usable)[0] == 0.0)
         usable[broken] = np.eye(matrices.shape[-1])
-        return np.linalg.inv(usable), broken
+        return np.asarray(np.linalg.inv(usable), dtype=np.float64), broken
+
+
+def _is_finite(matrices: Array) -> Mask:
+    return np.asarray(np.isfinite(matrices).all(axis=(1, 2)))
 
 
 def _times(matrices: Array, vectors: Matrix) -> Matrix:
@@ -202,14 +206,6 @@ class _Points:
     errors: Matrix
     usable: Mask
     scale: Array
-
-    def size(self, errors: Matrix) -> Vector:
-        """Return the longest coordinate of the step in standard errors, (r,)."""
-        floor = 4.0 * np.finfo(np.float64).eps * np.abs(self.theta)
-        excess = np.maximum(np.abs(self.step) - floor, 0.0)
-        ratio = np.where(excess > 0.0, excess / errors, 0.0)
-        largest: Vector = ratio.max(axis=1)
-        return largest
 
     def take(self, which: Mask) -> "_Points":
         """Return the points of some problems."""
@@ -235,6 +231,15 @@ class _Points:
             self.usable | which,
             self.scale,
         )
+
+
+def _length(theta: Matrix, step: Matrix, errors: Matrix) -> Vector:
+    """Return the largest coordinate of a step in standard errors, (r,)."""
+    floor = 4.0 * np.finfo(np.float64).eps * np.abs(theta)
+    excess = np.maximum(np.abs(step) - floor, 0.0)
+    ratio = np.where(excess > 0.0, excess / errors, 0.0)
+    longest: Vector = ratio.max(axis=1)
+    return longest
 
 
 def _points(
@@ -283,7 +288,8 @@ def _solve(equation: BatchedEquation) -> tuple[Matrix, IntVector, IntVector]:
             places, damping, active = places[active], damping[active], active[active]
         trial = _points(equation, base.theta + damping[:, None] * base.step, base.scale)
         steps[places] += active
-        before, after = base.size(base.errors), trial.size(base.errors)
+        before = _length(base.theta, base.step, base.errors)
+        after = _length(trial.theta, trial.step, base.errors)
         accepted = active & _acceptable(trial, base, before, after)
         # Steps s0, s1 of a quadratic convergence have s1 (s1 / s0)^2 after them.
         following = np.where(damping == 1.0, after * np.square(after / before), np.inf)
@@ -310,31 +316,28 @@ class _Finished:
 def _finish(equation: BatchedEquation, theta: Matrix) -> _Finished:
     """Return polished roots and sandwiches; the polishing verifies convergence."""
     mean, meat, sensitivity = equation.moments(theta)
-    inverse, singular = batched_inverse(sensitivity)
+    inverse, _ = batched_inverse(sensitivity)
     half = np.matmul(inverse, meat)
     covariance = np.matmul(half, inverse.transpose(0, 2, 1)) / equation.n_units
-    errors = np.sqrt(_diagonal(covariance))
-    polish = _Points(theta, _times(inverse, mean), errors, ~singular, inverse)
+    step = _times(inverse, mean)
+    off = _length(theta, step, np.sqrt(_diagonal(covariance)))
     floor = getattr(equation, "floor", None)
     vanishes = np.zeros(len(theta), dtype=bool)
     if floor is not None:
         vanishes = (_diagonal(meat) / _diagonal(sensitivity)).max(axis=1) <= floor()
     symmetric = (covariance + covariance.transpose(0, 2, 1)) / 2.0
-    is_root = (polish.size(polish.errors) <= _SMALL_ERROR) | vanishes
-    return _Finished(theta + polish.step, symmetric, is_root, vanishes)
+    is_root = (off <= _SMALL_ERROR) | vanishes
+    return _Finished(theta + step, symmetric, is_root, vanishes)
 
 
 def _diagonal(matrices: Array) -> Matrix:
     return np.diagonal(matrices, axis1=1, axis2=2)
 
 
+@np.errstate(all="ignore")  # what is not finite becomes a status
 def _fit_part(equation: BatchedEquation) -> tuple[Matrix, Array, IntVector, IntVector]:
+    """Return roots, covariances, status codes and evaluations of one part."""
     theta, codes, steps = _solve(equation)
-    inspect = getattr(equation, "inspect", None)
-    if inspect is not None:
-        for status, which in inspect(theta, _LABELS[codes]).items():
-            codes[which] = _CODE[status]
-    root = np.full_like(theta, np.nan)
     covariance = np.full((*theta.shape, theta.shape[1]), np.nan)
     left = np.flatnonzero(codes == _CODE["converged"])
     codes[left] = _CODE["not converged"]
@@ -343,45 +346,55 @@ def _fit_part(equation: BatchedEquation) -> tuple[Matrix, Array, IntVector, IntV
             break
         chosen = equation if len(left) == len(theta) else equation.part(left)
         made = _finish(chosen, theta[left])
-        finite = np.isfinite(made.theta).all(axis=1)
-        finite &= np.isfinite(made.covariance).all(axis=(1, 2))
-        kept = made.is_root & finite & ~made.vanishes
-        root[left[kept]], covariance[left[kept]] = made.theta[kept], made.covariance[kept]
-        codes[left[kept]] = _CODE["converged"]
+        finite = np.isfinite(made.theta).all(axis=1) & _is_finite(made.covariance)
+        theta[left], covariance[left] = made.theta, made.covariance
+        codes[left[made.is_root]] = _CODE["converged"]
         codes[left[made.vanishes]] = _CODE["interpolated"]
         codes[left[~finite]] = _CODE["singular"]
-        again = finite & ~made.is_root
-        theta[left] = made.theta
-        left = left[again]
-    return root, covariance, codes, steps
+        left = left[finite & ~made.is_root]
+    inspect = getattr(equation, "inspect", None)
+    if inspect is not None:
+        for status, which in inspect(theta, _LABELS[codes]).items():
+            codes[which] = _CODE[status]
+    failed = codes != _CODE["converged"]
+    theta[failed], covariance[failed] = np.nan, np.nan
+    return theta, covariance, codes, steps
 
 
-def batched_estimate(equation: BatchedEquation, dof: float = np.inf) -> BatchedFit:
+def batched_estimate(
+    equation: BatchedEquation, dof: float = np.inf, jobs: int = 1
+) -> BatchedFit:
     r"""Solve R small equations at once and attach their sandwiches.
 
     .. math:: V_r = A_r^{-1} M_r A_r^{-\top} / n .
 
-    Damped Newton steps, each problem with its own damping; problems that have
-    converged leave the batch.
+    Damped Newton steps, each problem with its own damping.
 
     Parameters
     ----------
     equation : BatchedEquation
     dof : float
         Degrees of freedom of the intervals, the normal law by default.
+    jobs : int
+        Threads; results do not depend on their number.
 
     Returns
     -------
     BatchedFit
         Nothing is raised for a problem that fails: its status says why.
+
+    References
+    ----------
+    Deuflhard (2011), Newton Methods for Nonlinear Problems, section 3.3, for the
+    test of a step by the length of the next.
     """
-    per_problem = max(1, equation.n_units * len(equation.names))
+    size = equation.n_units * len(equation.names)
+    per_problem = max(1, int(getattr(equation, "n_entries", size)))
     length = int(np.clip(_PART_ENTRIES // per_problem, 4, 1024))
-    with np.errstate(all="ignore"):  # what is not finite becomes a status
-        parts = [
-            _fit_part(equation.part(slice(first, first + length)))
-            for first in range(0, equation.n_problems, length)
-        ]
+    cuts = [slice(k, k + length) for k in range(0, equation.n_problems, length)]
+    with ThreadPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        run = map if pool is None else pool.map
+        parts = list(run(lambda cut: _fit_part(equation.part(cut)), cuts))
     theta, covariance, codes, steps = (
         np.concatenate(pieces) for pieces in zip(*parts, strict=True)
     )

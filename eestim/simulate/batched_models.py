@@ -1,6 +1,6 @@
 """Batched generalized linear models: one call fits R data sets of one shape."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ FamilyName = Literal["gaussian", "binomial", "poisson"]
 
 _EXTREME = 12.0  # linear predictor: a fitted probability within 6e-6 of 0 or 1
 _INTERPOLATED = 1e-10  # largest residual relative to the largest outcome
-_CACHED_ENTRIES = 1 << 18  # of the designs held in the cache at a time
 _SMALLEST_MEAN = 1e-2  # where fitting of counts begins at the least
 
 
@@ -101,7 +100,12 @@ class BatchedGLM:
     @property
     def n_units(self) -> int:
         """Number of units in each, n."""
-        return self.response.shape[1]
+        return len(self.response.T)
+
+    @property
+    def n_entries(self) -> int:
+        """Numbers that one problem adds to the cache."""
+        return self.n_units if self.is_shared else self.n_units * len(self.names)
 
     @property
     def is_shared(self) -> bool:
@@ -121,20 +125,6 @@ class BatchedGLM:
         )
 
     # ------------------------------------------------------------- sums over units
-
-    def _pieces(self) -> Iterator["tuple[slice, BatchedGLM]"]:
-        """Return runs of problems whose rows fit in the cache, as views."""
-        length = int(max(8, _CACHED_ENTRIES // (self.n_units * len(self.names))))
-        for first in range(0, self.n_problems, length):
-            where = slice(first, first + length)
-            columns = self.columns if self.is_shared else self.columns[where]
-            offset = self.offset
-            if offset is not None and offset.ndim == 2:
-                offset = offset[where]
-            response = self.response[where]
-            yield where, replace(
-                self, columns=columns, response=response, offset=offset
-            )
 
     def _linear(self, theta: Matrix) -> Matrix:
         if self.is_shared:
@@ -164,67 +154,43 @@ class BatchedGLM:
         gram[:, upper[1], upper[0]] = sums
         return gram
 
-    def _empty(self, *shapes: int) -> list[Array]:
-        """Return arrays (R, p) or (R, p, p) to be filled piece by piece."""
-        p = len(self.names)
-        return [np.empty((self.n_problems, *(p,) * ndim)) for ndim in shapes]
-
     # -------------------------------------------------------------------- equation
 
     def start(self) -> Matrix:
-        """Return one step of iterated weighted least squares, (R, p).
-
-        From a linear predictor of zero for binary outcomes, whose weights are equal.
-        """
-        gram, right = self._empty(2, 1)
-        for where, piece in self._pieces():
-            weight, target = _first_step(self.family, piece.response)
-            if piece.offset is not None:
-                target = target - piece.offset
-            gram[where] = piece._gram(weight)
-            right[where] = piece._gradient(weight * target)
-        inverse, singular = batched_inverse(gram)
+        """Return one step of weighted least squares, (R, p)."""
+        weight, target = _first_step(self.family, self.response)
+        if self.offset is not None:
+            target = target - self.offset
+        inverse, singular = batched_inverse(self._gram(weight))
         inverse[singular] = 0.0  # found singular again by the solver
+        right = self._gradient(weight * target)
         start: Matrix = np.matmul(inverse, right[:, :, None])[:, :, 0]
         return start
 
     def newton_terms(self, theta: Matrix) -> tuple[Matrix, Matrix, Array]:
         """Return mean psi, its mean square under the model, and A."""
-        mean_psi, square, sensitivity = self._empty(1, 1, 2)
-        for where, piece in self._pieces():
-            mean, variance = _mean_and_variance(
-                self.family, piece._linear(theta[where])
-            )
-            residual = piece.response - mean
-            mean_psi[where] = piece._gradient(residual)
-            sensitivity[where] = piece._gram(variance)
-            square[where] = 1.0
-            if self.family == "gaussian":
-                square[where] = np.square(residual).mean(axis=1)[:, None]
-        mean_psi /= self.n_units
-        sensitivity /= self.n_units
-        square *= np.diagonal(sensitivity, axis1=1, axis2=2)
-        return mean_psi, square, sensitivity
+        n = self.n_units
+        mean, variance = _mean_and_variance(self.family, self._linear(theta))
+        residual = self.response - mean
+        sensitivity = self._gram(variance) / n
+        square = np.diagonal(sensitivity, axis1=1, axis2=2)
+        if self.family == "gaussian":
+            square = square * np.square(residual).mean(axis=1)[:, None]
+        return self._gradient(residual) / n, square, sensitivity
 
     def moments(self, theta: Matrix) -> tuple[Matrix, Array, Array]:
         """Return mean psi, M and A."""
-        mean_psi, meat, sensitivity = self._empty(1, 2, 2)
-        for where, piece in self._pieces():
-            mean, variance = _mean_and_variance(
-                self.family, piece._linear(theta[where])
-            )
-            residual = piece.response - mean
-            mean_psi[where] = piece._gradient(residual)
-            sensitivity[where] = piece._gram(variance)
-            meat[where] = piece._gram(np.square(residual, out=residual))
-        meat *= self.factor / self.n_units
-        return mean_psi / self.n_units, meat, sensitivity / self.n_units
+        n = self.n_units
+        mean, variance = _mean_and_variance(self.family, self._linear(theta))
+        residual = self.response - mean
+        meat = self._gram(np.square(residual)) * (self.factor / n)
+        return self._gradient(residual) / n, meat, self._gram(variance) / n
 
     # -------------------------------------------------------------------- refusals
 
     def floor(self) -> Vector:
         """Return the ratio of squared residual to variance that is rounding, (R,)."""
-        size = np.abs(self.response).max(axis=1)
+        size: Vector = np.abs(self.response).max(axis=1)
         if self.family == "gaussian":
             return np.square(_INTERPOLATED * size)
         return _INTERPOLATED**2 * np.maximum(size, 1.0)
@@ -272,6 +238,7 @@ def batched_glm(
     kind: Literal[0, 1] = 0,
     offset: Any = None,
     names: Sequence[str] | None = None,
+    jobs: int = 1,
 ) -> BatchedFit:
     """Fit R generalized linear models of one shape, with their HC covariances.
 
@@ -290,6 +257,8 @@ def batched_glm(
     offset : (R, n) or (n,) array, optional
         Added to the linear predictor.
     names : sequence of p str, optional
+    jobs : int
+        Threads; results do not depend on their number.
 
     Returns
     -------
@@ -316,8 +285,7 @@ def batched_glm(
         raise ValueError(f"`kind` must be 0 or 1; got {kind!r}.")
     response, design = as_float(y, "y", 2), as_float(X, "X")
     n, p = _checked_shapes(response, design)
-    for argument, values in (("y", response), ("X", design)):
-        _refuse_infinite(values, argument)
+    _refuse_infinite(response, "y")
     bad = ((response < chosen.lowest) | (response > chosen.highest)).any(axis=1)
     if bad.any():
         raise DataError(
@@ -341,7 +309,11 @@ def batched_glm(
         offset=shift,
         products=_products(design) if design.ndim == 2 else None,
     )
-    return batched_estimate(equation, dof=float(n - p) if kind == 1 else np.inf)
+    dof = float(n - p) if kind == 1 else np.inf
+    fit = batched_estimate(equation, dof=dof, jobs=jobs)
+    if not fit.is_converged.all():  # values that are not finite never converge
+        _refuse_infinite(design, "X")
+    return fit
 
 
 def _products(design: Matrix) -> Matrix:
@@ -361,10 +333,8 @@ def _checked_shapes(response: Matrix, design: Array) -> tuple[int, int]:
 
 
 def _refuse_infinite(values: Array, argument: str) -> None:
-    if not np.isfinite(values.sum()):  # a cheap pass; an overflow is looked into
+    if not np.isfinite(values).all():
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        if not bad.any():
-            return
         raise DataError(
             f"`{argument}` has missing or infinite values in "
             f"{show_rows(np.flatnonzero(bad))}; every problem needs complete data."

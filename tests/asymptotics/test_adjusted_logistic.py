@@ -62,7 +62,7 @@ def test_sloe_and_observable_scale_match_theory_on_one_large_fit(fitted):
     theory = proportional_logistic(0.2, 5**0.5)
     assert sloe(X, y, beta) ** 2 == pytest.approx(theory.eta**2, rel=0.12)
     scale = observable_scale(X, y, beta, intercept=False)
-    # a single fit of sd .019 sqrt(160) = .24 (theory.md 2.2)
+    # a single fit of sd .019 sqrt(160) = .24
     assert scale.sigma == pytest.approx(theory.sigma, abs=4 * 0.24)
     assert scale.lambda_ == pytest.approx(theory.lambda_, rel=0.15)
     assert scale.lrt_factor == pytest.approx(theory.lrt_factor, rel=0.15)

@@ -1,6 +1,5 @@
 """Existence of logistic estimates: the frontier, and separation of data."""
 
-import time
 from itertools import product
 from math import comb
 
@@ -120,14 +119,14 @@ def test_newton_certificate_agrees_with_the_linear_program(seed, p):
         assert certified[0] == _by_programs(*_signed_rows(X, y)).status
 
 
-def test_large_problems_are_decided_quickly():
+@pytest.mark.parametrize(("strength", "status"), [(1.0, "overlap"), (30.0, "complete")])
+def test_large_problems_are_decided_without_a_linear_program(strength, status):
     rng = np.random.default_rng(0)
     X = rng.standard_normal((1000, 200))
-    start = time.perf_counter()
-    for strength, status in ((1.0, "overlap"), (30.0, "complete")):
-        y = (rng.random(1000) < special.expit(strength * X[:, 0])).astype(float)
-        assert separation(X, y).status == status
-    assert time.perf_counter() - start < 5
+    y = (rng.random(1000) < special.expit(strength * X[:, 0])).astype(float)
+    certified = _certificate(_signed_rows(X, y)[0])
+    assert certified is not None
+    assert certified[0] == separation(X, y).status == status
 
 
 def test_quasi_complete_separation_is_told_apart():

@@ -10,11 +10,10 @@ from eestim.covariance._resampling import (
     draw_quantiles,
     multiplier_weights,
     spawned,
-    spread_draws,
     stationary_counts,
     unit_weights,
-    wald_statistics,
 )
+from eestim.covariance._studentized import spread_draws, wald_statistics
 from eestim.covariance.bootstrap import Bootstrap, own_replicates
 from eestim.covariance.clustered import Clustered
 from eestim.covariance.jackknife import Jackknife
@@ -372,6 +371,30 @@ def test_failed_refits_are_counted_and_never_returned():
     assert np.abs(fit.spread.replicates).max() < 10
 
 
+def logistic(theta, data):
+    design = np.column_stack([np.ones(len(data)), data["d"]])
+    mu = 1 / (1 + np.exp(-(design @ np.asarray(theta))))
+    return (np.asarray(data["b"]) - mu)[:, None] * design
+
+
+def logistic_slope(theta, data):
+    design = np.column_stack([np.ones(len(data)), data["d"]])
+    mu = 1 / (1 + np.exp(-(design @ np.asarray(theta))))
+    return -(design.T * (mu * (1 - mu))) @ design / len(design)
+
+
+@pytest.mark.parametrize("jacobian", [None, logistic_slope])
+def test_secant_refits_of_any_psi_equal_the_solver_of_the_model(jacobian):
+    """Also which replicates fail: the search hands separated samples to the solver."""
+    data, rule = rare(), Bootstrap(draws=60, rng=5)
+    model = ee.estimate(ee.glm("b ~ d", data, family="binomial"), rule)
+    written = ee.estimate(ee.equation(logistic, data, [0, 0], jacobian=jacobian), rule)
+    assert written.findings[0].value == model.findings[0].value > 0
+    np.testing.assert_allclose(
+        written.spread.replicates, model.spread.replicates, rtol=1e-6, atol=1e-7
+    )
+
+
 def test_fractional_weights_never_lose_the_group():
     equation = ee.glm("b ~ d", rare(), family="binomial")
     fit = ee.estimate(equation, Bootstrap("fractional", draws=200, rng=5))
@@ -535,3 +558,12 @@ def test_wald_statistics_of_a_singular_covariance_are_infinite():
     moved = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
     spread = np.array([np.eye(2), np.ones((2, 2)), np.zeros((2, 2))])
     assert wald_statistics(moved, spread).tolist() == [2.0, np.inf, 0.0]
+
+
+def test_a_null_is_imposed_in_the_users_parameters_on_an_ill_conditioned_design():
+    data = table()
+    far = data.assign(x=data["x"] + 1e6)
+    rule = Bootstrap("wild", draws=20, null={"x": 0.5})
+    plain = ee.estimate(ee.ols("y ~ x", data), rule).spread.replicates[:, 1]
+    moved = ee.estimate(ee.ols("y ~ x", far), rule).spread.replicates[:, 1]
+    np.testing.assert_allclose(moved, plain, rtol=1e-6)

@@ -198,6 +198,30 @@ def test_response_root_equals_eigendecomposition(seed, spread, full):
     np.testing.assert_allclose(got, expected, rtol=0, atol=max(1e-11, loss) * size)
 
 
+def test_small_clusters_decomposed_together_equal_the_quadrature(rng, monkeypatch):
+    data = regression(rng, n=300, groups=60)
+    model = clustered_regression(*data[:4], 0.5, data[4])
+    together, dof = adjusted_scores(model), satterthwaite_dof(model, np.eye(3))
+    monkeypatch.setattr("eestim.covariance._clusters._SMALL", 0)
+    np.testing.assert_allclose(adjusted_scores(model), together, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(satterthwaite_dof(model, np.eye(3)), dof, rtol=1e-11)
+
+
+def test_rows_without_variance_have_no_weight(rng):
+    """A fitted probability of 0 or 1 to rounding: limit of a small variance."""
+    design, weight, residual, codes, variance = regression(rng)
+    scores = []
+    for tiny in (0.0, 1e-14):
+        weights, spread = weight.copy(), variance.copy()
+        weights[:3], spread[:3] = tiny * weight[:3], tiny
+        model = clustered_regression(
+            design, weights, np.where(weights > 0, residual, 0.0), codes, 0.5, spread
+        )
+        scores.append(adjusted_scores(model)[codes[3:].max()])
+        assert np.isfinite(adjusted_scores(model)).all()
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=1e-6)
+
+
 def test_constant_variance_equals_none(rng):
     design, weight, residual, codes, _ = regression(rng)
     plain = clustered_regression(design, weight, residual, codes, 0.5)

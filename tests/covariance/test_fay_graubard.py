@@ -198,6 +198,20 @@ def test_units_of_measurement_do_not_matter():
     np.testing.assert_allclose(moved.dof, plain.dof, rtol=1e-7)
 
 
+def test_ill_conditioned_designs_are_corrected_in_the_users_parameters():
+    """The solver's own parameters would give another, equally wrong, correction."""
+    data = table()
+    shifted = data.assign(x=data["x"] + 1e5)
+    equation = ee.ols("y ~ x + z", shifted)
+    fit = ee.estimate(equation, FayGraubard(0.5))
+    assert fit.root.working is not None
+    slopes = equation.unit_sensitivity(fit.theta)
+    contrast = np.array([0.0, 0.0, 1.0])
+    V, dof = written_out(equation.psi(fit.theta), slopes, 0.5, contrast, "tilde")
+    np.testing.assert_allclose(fit.se["z"] ** 2, V[2, 2], rtol=1e-5)
+    np.testing.assert_allclose(fit.dof["z"], dof, rtol=1e-4)
+
+
 def test_equal_independent_units_have_n_minus_1_dof():
     ones = np.ones((9, 1))
     dof = quadratic_form_dof(np.ones((9, 1, 1)), ones, ones / 9)

@@ -11,7 +11,14 @@ from eestim.errors import DataError
 from eestim.llm.averaging import average_log_probabilities
 from eestim.llm.base import byte_model, byte_tokenizer
 from eestim.llm.documents import TokenBatch
-from eestim.llm.perturbations import Additive, Gated, LowRank, from_config
+from eestim.llm.equations import Brier
+from eestim.llm.perturbations import (
+    Additive,
+    ContextMLP,
+    Gated,
+    LowRank,
+    from_config,
+)
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.surrogates import IGNORED
 
@@ -55,6 +62,7 @@ PERTURBATIONS = [
     LowRank(WIDTH, rank=3, size=1.5),
     LowRank(WIDTH, rank=3, size=1.5, held=True),
     Gated(WIDTH, rank=3, size=1.5),
+    ContextMLP(WIDTH, rank=3, size=1.5, hidden=4),
 ]
 
 
@@ -68,6 +76,18 @@ def test_shapes_and_targets_for_each_family(base, perturbation):
     assert targets.shape == (3, 10)
     assert (targets[:, -1] == IGNORED).all()
     assert torch.equal(targets[:, :-1], ids()[:, 1:])
+
+
+def test_half_precision_base_keeps_phi_in_float32():
+    model = LatentPrefixLM(tiny().to(torch.bfloat16), Gated(WIDTH, rank=3))
+    logits = model.draw_logits(ids(), 4, seeded(0))
+    assert logits.dtype == torch.bfloat16
+    loss = Brier().loss(logits, model.targets(ids()))
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert model.perturbation.directions.grad.dtype == torch.float32
+    assert model.perturbation.directions.grad.abs().max() > 0
+    assert model.generate(ids(), 3, draws=2).shape == (3, 13)
 
 
 def test_without_latent_it_is_the_base_itself():
@@ -114,7 +134,13 @@ def test_average_is_of_probabilities():
 
 
 @pytest.mark.parametrize(
-    "perturbation", [LowRank(WIDTH, rank=3), Gated(WIDTH, rank=3), Additive(WIDTH)]
+    "perturbation",
+    [
+        LowRank(WIDTH, rank=3),
+        Gated(WIDTH, rank=3),
+        ContextMLP(WIDTH, rank=3),
+        Additive(WIDTH),
+    ],
 )
 def test_invariances_leave_the_law_unchanged(perturbation):
     """Along a tangent, C C' (and the gate) has zero derivative."""
@@ -128,6 +154,29 @@ def test_invariances_leave_the_law_unchanged(perturbation):
     for tangent in tangents.T:
         move = tangent[: c.numel()].view_as(c)
         assert (move @ c.T + c @ move.T).abs().max() < 1e-6
+
+
+def awake(perturbation):
+    """Return a ContextMLP whose scales depend on the prefix."""
+    with torch.no_grad():
+        perturbation.second.normal_(generator=seeded(0))
+    return perturbation
+
+
+def test_context_scale_sees_the_prefix_and_not_the_future():
+    perturbation = awake(ContextMLP(WIDTH, rank=3, hidden=4))
+    e = torch.randn(1, 6, WIDTH, generator=seeded(1))
+    changed = e.clone()
+    changed[:, 2] += 1.0
+    gap = (perturbation.scale(e) - perturbation.scale(changed)).abs().sum(-1)[0]
+    assert (gap[:2] == 0).all()
+    assert (gap[2:] > 0).all()
+
+
+def test_context_scales_that_vary_break_the_rotations():
+    perturbation = awake(ContextMLP(WIDTH, rank=3, hidden=4))
+    assert perturbation.invariances().shape == (perturbation.n_parameters, 0)
+    assert ContextMLP(WIDTH, rank=3, held=True).invariances().shape[1] == 4
 
 
 def test_held_size_stays_and_has_one_more_invariance():

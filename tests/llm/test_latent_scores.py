@@ -19,9 +19,10 @@ from eestim.llm.equations import (
     Split,
 )
 from eestim.llm.inference import infer, squared_size
-from eestim.llm.perturbations import Additive, Gated, LowRank
+from eestim.llm.perturbations import Additive, ContextMLP, Gated, LowRank
 from eestim.llm.prefix import LatentPrefixLM
-from eestim.llm.scores import parameter_names, scores, sensitivity
+from eestim.llm.scores import parameter_names, scores
+from eestim.llm.sensitivities import sensitivity
 from eestim.llm.synthetic import BinaryModel, binary_data
 from tests.tolerances import DERIVATIVE, EXACT
 
@@ -73,7 +74,13 @@ def test_forward_scores_equal_the_loop(equation):
 
 @pytest.mark.parametrize(
     "perturbation",
-    [Additive(16), LowRank(16, 2), LowRank(16, 2, held=True), Gated(16, 2)],
+    [
+        Additive(16),
+        LowRank(16, 2),
+        LowRank(16, 2, held=True),
+        Gated(16, 2),
+        ContextMLP(16, 2, hidden=3),
+    ],
 )
 def test_two_stage_scores_equal_the_loop(perturbation):
     model = llama(perturbation)
@@ -93,7 +100,7 @@ def test_scores_add_up_to_the_gradient_of_the_loss():
     from eestim.llm.training import step_generator
 
     batch = data.batch(np.arange(20))
-    logits = model.draw_logits(batch, 4, step_generator(0, 0))
+    logits = model.draw_logits(batch, 4, step_generator(0, 0, 2))
     Brier().loss(logits, model.targets(batch)).backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     psi = scores(model, data, Brier(), draws=4, **ALL)

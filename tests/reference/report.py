@@ -40,7 +40,7 @@ def main() -> None:
         for part, deviation in found.items():
             bound = tolerance(part)
             worst = max(worst, deviation / bound)
-            label = part.rsplit(", 1e", 1)[0]
+            label = part.rsplit(", ", 1)[0] if "e-" in part else part
             cells = (case["id"], package, label, f"{deviation:.1e}", f"{bound:.0e}")
             lines.append(f"| {' | '.join(cells)} |")
     text = HEAD + "\n".join(lines)

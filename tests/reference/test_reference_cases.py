@@ -23,7 +23,8 @@ def deviations(result, case):
         if isinstance(ours, ee.Estimate):
             errors = np.sqrt(np.diag(np.asarray(case["vcov"])))
             gap = np.abs(ours.spread.matrix - np.asarray(case["vcov"]))
-            found["covariance"] = float((gap / np.outer(errors, errors)).max())
+            bound = name.removeprefix("estimate")
+            found["covariance" + bound] = float((gap / np.outer(errors, errors)).max())
             gap = np.abs(ours.theta - np.asarray(case["estimate"]))
             found["estimate"] = float((gap / errors).max())
         else:
@@ -34,7 +35,9 @@ def deviations(result, case):
 
 
 def tolerance(name):
-    return float(name.rsplit(", ", 1)[1]) if ", 1e" in name else REFERENCE
+    """A bound named after a comma, else that of another package's digits."""
+    head, _, last = name.rpartition(", ")
+    return float(last) if head and "e-" in last else REFERENCE
 
 
 def known_cases():

@@ -172,8 +172,8 @@ class QuantileRegression(LinearPredictor):
         where theta minimises the check loss.
         """
         residual = self.residual(theta)
-        on = self._on_plane(theta, residual)
-        score = self.tau - (residual < 0)
+        on = self._on_plane(theta, residual) & (self.weights() > 0)
+        score: Vector = np.where(residual < 0, self.tau - 1.0, self.tau)
         if on.any():
             rows = self.linear.design * self.weights()[:, None]
             rest = rows[~on].T @ score[~on] + self.tau * rows[on].sum(axis=0)
@@ -199,7 +199,7 @@ class QuantileRegression(LinearPredictor):
         return self.expanded(self.linear.design * score[:, None])
 
     def mean_psi(self, theta: Vector) -> Vector:
-        """Return the mean of psi nearest to zero over all that its jump allows, (p,)."""
+        """Return the mean of psi nearest to zero of those its jump allows, (p,)."""
         score, on = self._score_residual(theta)
         rows = self.linear.design * self.weights()[:, None]
         total = rows.T @ score
