@@ -27,7 +27,10 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TOP = LEVEL["report"]  # what `eestim/__init__.py` may re-export
 
 # `Estimate` reports itself: its methods import what they call, when called.
-EXCEPTIONS = {("estimation", "inference"), ("estimation", "report")}
+EXCEPTIONS = {
+    ("estimation", name)
+    for name in ("inference", "asymptotics", "diagnostics", "report")
+}
 
 TENSORS = {"torch", "transformers", "accelerate", "peft", "safetensors", "gguf"}
 LAZY = {"matplotlib", "jinja2", "tabulate", "statsmodels", "dask", "formulaic"}
@@ -87,9 +90,10 @@ def faults_of(
                 faults.append(module)
             if other is None and level <= TOP and own is not None:
                 faults.append(module)  # the package itself, which imports everyone
-        elif (head in TENSORS and not (
-            own in ("autodiff", "llm") or (own == "cli" and is_lazy)
-        )) or (head in LAZY and not is_lazy and own != "llm"):
+        elif (
+            head in TENSORS
+            and not (own in ("autodiff", "llm") or (own == "cli" and is_lazy))
+        ) or (head in LAZY and not is_lazy and own != "llm"):
             faults.append(module)
     return faults
 

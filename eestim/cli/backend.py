@@ -2,6 +2,7 @@
 
 import os
 from types import ModuleType
+from typing import Any
 
 __all__ = ["backend"]
 
@@ -24,5 +25,6 @@ def backend() -> ModuleType:
         raise ImportError(
             f"language models need {error.name}: pip install 'eestim[llm]'"
         ) from error
-    logging.disable_progress_bar()  # the commands have their own
+    quiet: Any = logging.disable_progress_bar  # the commands have bars of their own
+    quiet()
     return found

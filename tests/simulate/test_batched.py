@@ -44,7 +44,7 @@ def test_each_problem_equals_its_own_fit_by_estimate(family, shared):
         for r in range(len(y)):
             one = ee.estimate(ee.glm(y[r], design(X, r), family=family), ee.HC(kind))
             size = np.sqrt(np.diag(one.spread.matrix))
-            assert np.abs(fit.theta[r] - one.theta).max() <= 1e-9 * size.max()
+            assert np.abs(fit.theta[r] - one.theta).max() <= REFERENCE * size.max()
             gap = np.abs(fit.covariance[r] - one.spread.matrix)
             assert (gap <= REFERENCE * np.outer(size, size)).all()
             ours = np.column_stack([lower[r], upper[r]])
@@ -108,8 +108,8 @@ def test_statuses_are_never_numbers(family):
 
 
 def test_status_agrees_with_estimate_on_small_samples():
-    """At n = 12 many samples are separated; both routes say which."""
-    y, X = problems("binomial", R=150, n=12, p=3, seed=4)
+    """At n = 11 many samples are separated; both routes say which."""
+    y, X = problems("binomial", R=150, n=11, p=4, seed=4)
     fit = batched_glm(y, X, "binomial")
     for r in range(len(y)):
         try:
@@ -141,7 +141,7 @@ def test_hard_starts_are_damped():
     fit = batched_glm(y, X, "poisson")
     assert (fit.status == "converged").all()
     psi = ee.glm(y[0], X[0], family="poisson").psi(fit.theta[0])
-    assert np.abs(psi.sum(axis=0)).max() <= 1e-10 * np.abs(psi).sum(axis=0).max()
+    assert np.abs(psi.sum(axis=0)).max() <= REFERENCE * np.abs(psi).sum(axis=0).max()
 
 
 def test_results_do_not_depend_on_threads():
