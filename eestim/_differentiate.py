@@ -327,11 +327,14 @@ def _jumping(
 ) -> tuple[_Flags, float]:
     """Return which columns jump, and how far in units of the steps one had to go."""
     found = np.zeros(base.shape[1], dtype=bool)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(steps))
-    reach = _probe_length(rows, theta, base, size, steps * signs)
+    way = steps * np.random.default_rng(0).choice([-1.0, 1.0], len(steps))
+    reach = _probe_length(rows, theta, base, size, way)
+    if reach is None:  # beyond the data on this side
+        way = -way
+        reach = _probe_length(rows, theta, base, size, way)
     if reach is None:
         return found, 0.0
-    way = reach * steps * signs
+    way = reach * way
     middle, far = _values(rows, theta + way / 2), _values(rows, theta + way)
     if middle is None or far is None:
         return found, 0.0

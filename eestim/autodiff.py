@@ -383,8 +383,8 @@ def from_module(
             losses = loss(module, batch)
         if losses.ndim != 1:
             raise DataError(
-                f"`loss` returned shape {tuple(losses.shape)}; one number for each unit "
-                'of the batch was expected (reduction="none", summed within units).'
+                f"`loss` returned shape {tuple(losses.shape)}; one number for each "
+                'unit of the batch was expected (reduction="none", summed within units).'
             )
         count += len(losses)
     return ModuleEquation(

@@ -408,7 +408,9 @@ class UserEquation:
             combined = per_row * self.row_weights
         else:
             combined = per_row
-        return replace(self, row_weights=combined, weight_kind=None, derivative=None)
+        made = replace(self, row_weights=combined, weight_kind=None, derivative=None)
+        made._steps.update(self._steps)  # steps that suit psi suit it reweighted
+        return made
 
 
 def sum_by_code(rows: Matrix, codes: IntVector, n_groups: int) -> Matrix:

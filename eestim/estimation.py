@@ -279,7 +279,12 @@ class Estimate:
                 "`h` or its derivative is not finite at the estimate; the delta method "
                 "does not apply there. Transform h, or use a resampling interval."
             )
-        return self._linear(estimate, slope, labels)
+        made = self._linear(estimate, slope, labels)
+        if self.spread.replicates is None:
+            return made
+        # Draws of theta become draws of h itself, not of its tangent.
+        draws = np.stack([value(theta) for theta in self.spread.replicates])
+        return replace(made, spread=replace(made.spread, replicates=draws))
 
     def _linear(
         self, value: Vector, slope: Matrix, labels: tuple[str, ...]

@@ -28,6 +28,7 @@ class Moments:
 
     Examples
     --------
+    >>> import numpy as np
     >>> one = Moments(1, np.array([2.0]), np.array([[4.0]]), np.eye(1))
     >>> two = Moments(3, np.array([0.0]), np.array([[8.0]]), np.eye(1))
     >>> (one + two).mean, (one + two).meat

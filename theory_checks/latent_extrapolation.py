@@ -1,7 +1,7 @@
 r"""Only unbiased equations find the latent scale and extrapolate.
 
 Claim: for a monotone index with pre-additive noise of scale 0.6, n = 3,000 seen on
-[0, 2], divergences from the true law on [2, 4] stay above 15 nats without a latent and
+[0, 2], divergences from the true law on [2, 4] stay above 10 nats without a latent and
 with noise-averaged training; Brier and centred IWAE find the scale within
 four standard errors and reach divergences below 0.05; IWAE with K = 5 overstates it.
 """
@@ -44,7 +44,7 @@ def main() -> int:
             gap = (covered.scale - 0.6).abs() / ((covered.upper - covered.lower) / 3.92)
             failed |= bool(gap.max() > 4) or row.kl_outside > 0.05
         elif method != "IWAE":
-            failed |= row.kl_outside < 15
+            failed |= row.kl_outside < 10
     return int(failed)
 
 

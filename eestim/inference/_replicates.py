@@ -104,12 +104,14 @@ class Target:
     names: tuple[str, ...]
 
     def value(self, theta: Vector) -> Vector:
+        """Return the function at one theta, (m,)."""
         if self.h is None:
             return theta
         made = as_float(self.h(self.estimate._named(theta)), "h")
         return np.atleast_1d(made).ravel()
 
     def values(self, replicates: Matrix) -> Matrix:
+        """Return the function at each draw of theta, (R, m)."""
         if self.h is None:
             return replicates
         made = np.array([self.value(row) for row in replicates])

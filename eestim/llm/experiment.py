@@ -23,7 +23,7 @@ from eestim.errors import DataError
 from eestim.llm import corpora
 from eestim.llm.base import byte_model, byte_tokenizer
 from eestim.llm.corpora import Corpus, refuse_shared_texts
-from eestim.llm.documents import Documents
+from eestim.llm.documents import Documents, tokenize
 from eestim.llm.equations import Brier, NoiseAveraged, Split
 from eestim.llm.evaluation import Evaluation, evaluate, score_documents
 from eestim.llm.perturbations import LowRank, Perturbation
@@ -200,45 +200,25 @@ def text_experiment(
         places, or too few documents are left to hold out.
     """
     base, tokenizer, is_embedded = _base(model, plan, seed)
-    own = getattr(base.config, "max_position_embeddings", None)
-    context = plan.context if own is None else min(plan.context, own)
     sets = _corpora(plan, train, ood, seed)
-    blocks = {
-        name: Documents.from_texts(part.texts, tokenizer, context, part.names)
-        for name, part in sets.items()
-    }
+    blocks = _blocks(sets, tokenizer, _context(base, plan))
     training, calibration = blocks.pop("train"), blocks.pop("calibration")
     base.to(device)
     store = None if checkpoint is None else Path(checkpoint)
     records: list[dict[str, Any]] = []
     if is_embedded:
-        record = fit(
-            LatentPrefixLM(base, None, tokenizer),
-            training,
-            NoiseAveraged(),
-            draws=1,
-            steps=plan.pretrain_steps,
-            batch_size=plan.pretrain_batch,
-            learning_rate=plan.pretrain_rate,
-            warmup=min(50, plan.pretrain_steps // 4),
-            weight_decay=0.01,
-            seed=seed,
-            checkpoint=None if store is None else store / "pretraining",
-            progress=step_report(report, "training the base", 0, plan.pretrain_steps),
-        )
-        records.append(_record("training the base", record, None, 0.0, 1.0))
+        plain = LatentPrefixLM(base, None, tokenizer)
+        records.append(_pretrained(plain, training, plan, seed, store, report))
     length = embedding_length(base, training)
     models = _rivals(base, tokenizer, calibration)
-    methods = _methods(plan, base.get_input_embeddings().weight.shape[1], length, seed)
     rate = plan.learning_rate if is_embedded else plan.learning_rate / 10
-    last = None
-    for name, (perturbation, equation) in methods.items():
-        last = LatentPrefixLM(copy.deepcopy(base), perturbation, tokenizer).to(device)
+    for name, (perturbation, equation) in _methods(plan, base, length, seed).items():
+        made = LatentPrefixLM(copy.deepcopy(base), perturbation, tokenizer).to(device)
         if perturbation is not None:
             perturbation.requires_grad_("fixed" not in name)
-        before = _size(last)
+        before = _size(made)
         record = fit(
-            last,
+            made,
             training,
             equation,
             draws=1 if perturbation is None else plan.draws,
@@ -253,10 +233,8 @@ def text_experiment(
             every=25,
             progress=step_report(report, name, 0, plan.steps),
         )
-        records.append(_record(name, record, last, before, length))
-        models[name] = last
-    if last is None:
-        raise DataError("`plan` has no method; give at least one.")
+        records.append(_record(name, record, made, before, length))
+        models[name] = made
     evaluation = evaluate(
         models,
         blocks,
@@ -268,8 +246,54 @@ def text_experiment(
     )
     described = {"train": training, "calibration": calibration, **blocks}
     return TextResult(
-        evaluation, pd.DataFrame(records), _described(described), plan, last
+        evaluation, pd.DataFrame(records), _described(described), plan, made
     )
+
+
+def _context(base: Any, plan: Plan) -> int:
+    """Return the tokens of a block: the plan's, or fewer where the base takes fewer."""
+    own = getattr(base.config, "max_position_embeddings", None)
+    return plan.context if own is None else min(plan.context, int(own))
+
+
+def _blocks(
+    sets: Mapping[str, Corpus], tokenizer: Any, context: int
+) -> dict[str, Documents]:
+    """Return each corpus in blocks; held-out texts may be shorter than a block."""
+    found = {}
+    for name, part in sets.items():
+        length = context
+        if name != "train":
+            length = min(context, max(map(len, tokenize(part.texts, tokenizer))))
+        found[name] = Documents.from_texts(part.texts, tokenizer, length, part.names)
+    return found
+
+
+def _pretrained(
+    plain: LatentPrefixLM,
+    training: Documents,
+    plan: Plan,
+    seed: int,
+    store: Path | None,
+    report: Report | None,
+) -> dict[str, Any]:
+    """Train the embedded base and return its row of `TextResult.training`."""
+    label = "training the base"
+    record = fit(
+        plain,
+        training,
+        NoiseAveraged(),
+        draws=1,
+        steps=plan.pretrain_steps,
+        batch_size=plan.pretrain_batch,
+        learning_rate=plan.pretrain_rate,
+        warmup=min(50, plan.pretrain_steps // 4),
+        weight_decay=0.01,
+        seed=seed,
+        checkpoint=None if store is None else store / "pretraining",
+        progress=step_report(report, label, 0, plan.pretrain_steps),
+    )
+    return _record(label, record, None, 0.0, 1.0)
 
 
 def embedding_length(base: Any, documents: Documents) -> float:
@@ -345,9 +369,10 @@ def _rivals(base: Any, tokenizer: Any, calibration: Documents) -> dict[str, nn.M
 
 
 def _methods(
-    plan: Plan, width: int, length: float, seed: int
+    plan: Plan, base: Any, length: float, seed: int
 ) -> dict[str, tuple[Perturbation | None, LatentEquation]]:
     """Return the perturbation and the equation of each method."""
+    width = base.get_input_embeddings().weight.shape[1]
     rank = min(plan.rank, width)
 
     def perturbation(size: float) -> LowRank:

@@ -442,11 +442,17 @@ class GeneralizedLinear:
         InterpolationError
             If every residual is zero to rounding.
         """
+        used = slice(None) if self.row_weights is None else self.row_weights > 0
         check_separation(
-            self.design, self.response, self.offset, self.family.name, self.names, root
+            self.design[used],
+            self.response[used],
+            None if self.offset is None else self.offset[used],
+            self.family.name,
+            self.names,
+            root,
         )
-        residual = self.response - self._terms(root.theta).mu
-        scale = float(np.abs(self.response).max())
+        residual = (self.response - self._terms(root.theta).mu)[used]
+        scale = float(np.abs(self.response[used]).max())
         if float(np.abs(residual).max()) <= _INTERPOLATED * scale:
             raise InterpolationError(
                 f"the fit reproduces all {len(residual)} outcomes exactly (largest "

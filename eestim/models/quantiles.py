@@ -193,7 +193,8 @@ class QuantileRegression(LinearPredictor):
         the contributions sum to zero but for these.
         """
         score, on = self._score_residual(theta)
-        if on.sum() <= len(self.names):  # more are ties, and share what is left
+        counts = self.weights() if self._is_frequency else np.ones(len(score))
+        if counts[on].sum() <= len(self.names):  # more are ties, and share the rest
             size = np.sqrt(self.tau * (1.0 - self.tau))
             score[on] = np.where(score[on] >= 0, size, -size)
         return self.expanded(self.linear.design * score[:, None])
@@ -232,7 +233,7 @@ class QuantileRegression(LinearPredictor):
             raise InferenceError(
                 f"{near} units lie within the bandwidth {width:.3g} of the fitted "
                 f"plane, too few for the density of {len(self.names)} parameters. Give "
-                "a larger `bandwidth`, or use density='common' or a bootstrap."
+                "a larger `bandwidth`, or use density='common'."
             )
         return values
 
@@ -256,8 +257,9 @@ class QuantileRegression(LinearPredictor):
             raise InferenceError(
                 f"tau = {self.tau:g} has too few units beyond it: the {self.bandwidth} "
                 f"window of {h:.3g} for n = {self.n_units} leaves (0, 1). Give "
-                "`bandwidth` in units of the outcome, or use ScoreInverted() or a "
-                "bootstrap, which need no density."
+                "`bandwidth` in units of the outcome; of a single quantile, "
+                "ScoreInverted() then has the interval of the sign test, which is free "
+                "of it."
             )
         e = self.expanded(self.residual(theta)) if self._is_frequency else None
         e = self.residual(theta)[self.weights() > 0] if e is None else e
@@ -267,8 +269,8 @@ class QuantileRegression(LinearPredictor):
         if not spread > 0:
             raise InferenceError(
                 "half of the residuals are equal, so the outcome has no density at the "
-                "quantile and no normal law holds. Use ScoreInverted(), or give "
-                "`bandwidth` to smooth over the ties."
+                "quantile and no normal law holds. Give `bandwidth` to smooth over the "
+                "ties, and use ScoreInverted() for the interval."
             )
         return float(
             spread * (special.ndtri(self.tau + h) - special.ndtri(self.tau - h))
@@ -313,10 +315,22 @@ class QuantileRegression(LinearPredictor):
             constant = float(design[0, 0])
             level = self.tau if constant > 0 else 1.0 - self.tau
             values = self.linear.response / constant
-            return np.array([weighted_quantile(values, weights, level)])
-        used = gram(design, weights)
-        equilibrated_factor(used).require_full_rank(self.names)
-        return _regression_quantile(design, self.linear.response, weights, self.tau)
+            theta = np.array([weighted_quantile(values, weights, level)])
+        else:
+            equilibrated_factor(gram(design, weights)).require_full_rank(self.names)
+            response = self.linear.response
+            theta = _regression_quantile(design, response, weights, self.tau)
+        self._refuse_saturated(theta)
+        return theta
+
+    def _refuse_saturated(self, theta: Vector) -> None:
+        on = self._on_plane(theta, self.residual(theta))
+        if on[self.weights() > 0].all():
+            raise InterpolationError(
+                f"the fitted plane passes through all {len(on)} outcomes, so that "
+                "nothing is left to estimate a variance with. Use fewer covariates or "
+                "more rows."
+            )
 
     def newton_terms(self, theta: Vector) -> tuple[Vector, Vector, Matrix]:
         """Return terms whose Newton step leads to the minimiser from anywhere.
@@ -336,13 +350,7 @@ class QuantileRegression(LinearPredictor):
         InterpolationError
             Since every residual is zero.
         """
-        residual = self.residual(root.theta)
-        if self._on_plane(root.theta, residual)[self.weights() > 0].all():
-            raise InterpolationError(
-                f"the fitted plane passes through all {len(residual)} outcomes, so "
-                "that nothing is left to estimate a variance with. Use fewer "
-                "covariates or more rows."
-            )
+        self._refuse_saturated(root.theta)
 
 
 def _quartiles(values: Vector) -> tuple[float, float]:

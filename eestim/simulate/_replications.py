@@ -109,17 +109,20 @@ def _failure(error: Exception) -> Failure:
 
 
 OnError = Literal["record", "raise"]
+_BROKEN = (TypeError, NameError, AttributeError, ImportError)  # code, not data
 
 
 def _caught(
-    function: Callable[[], Any], on_error: OnError
+    function: Callable[[], Any],
+    on_error: OnError,
+    fatal: tuple[type[Exception], ...] = (),
 ) -> tuple[Any, tuple[str, ...]]:
     """Return what a call returned, or a Failure, and the warnings it gave."""
     with _WARNINGS, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:
             value = function()
-        except SpecificationError:
+        except (SpecificationError, *fatal):
             raise
         except Exception as error:
             if on_error == "raise":
@@ -137,7 +140,9 @@ def produce(
     """Return the data of one replication."""
     sequence = stream_of(seed, point, number)
     rng = np.random.default_rng(sequence)
-    value, seen = _caught(lambda: plan.generate(rng, **point.factors), on_error)
+    value, seen = _caught(
+        lambda: plan.generate(rng, **point.factors), on_error, _BROKEN
+    )
     words = sequence.generate_state(4)
     stream = "".join(f"{int(word):08x}" for word in words)
     if isinstance(value, Failure):

@@ -201,8 +201,9 @@ class Results:
 
     def summary(self, shown: Sequence[str] = _SHOWN) -> pd.DataFrame:
         """Return a compact table of text: ``value (Monte Carlo error)``."""
+        measures = list(dict.fromkeys([*shown, "failed"]))
         found = self.performance()
-        wanted = found[found["measure"].isin([*shown, "failed"])].copy()
+        wanted = found[found["measure"].isin(measures)].copy()
         wanted["text"] = [
             f"{value:.4f} ({error:.4f})"
             for value, error in zip(wanted["value"], wanted["mcse"], strict=True)
@@ -216,7 +217,7 @@ class Results:
             sort=False,
             observed=True,
         )
-        wide = wide[[name for name in [*shown, "failed"] if name in wide]]
+        wide = wide[[name for name in measures if name in wide]]
         return wide.reset_index().drop(columns="point")
 
     def __str__(self) -> str:

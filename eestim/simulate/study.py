@@ -42,7 +42,9 @@ class Study:
     Attributes
     ----------
     generate : callable
-        ``generate(rng, **factors)`` returns the data of one replication.
+        ``generate(rng, **factors)`` returns the data of one replication. Where it
+        raises every method fails, but a TypeError, NameError, AttributeError or
+        ImportError stops the study.
     estimators : mapping from label to callable
         From the data (and ``rng``, where it has such an argument) to an `Estimate`,
         ``(estimate, se)``, ``(estimate, se, dof)``, ``(estimate, se, (lower, upper))``

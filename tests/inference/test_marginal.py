@@ -268,7 +268,7 @@ def test_any_regression_that_predicts_has_effects(data):
 def test_sampled_intervals_cover_the_population_effect_and_fixed_ones_do_not():
     """A linear model with an interaction: the effect is b1 + b3 E x."""
     rng = np.random.default_rng(10)
-    reps, n, hits = 400, 80, np.zeros(2)
+    reps, n, hits = 150, 80, np.zeros(2)
     for _ in range(reps):
         x = rng.normal(size=n)
         a = rng.integers(0, 2, n).astype(float)

@@ -6,7 +6,12 @@ from cases import table
 from tolerances import EXACT, REFERENCE
 
 import eestim as ee
-from eestim.errors import DataError, IdentificationError, InferenceError
+from eestim.errors import (
+    DataError,
+    IdentificationError,
+    InferenceError,
+    SeparationError,
+)
 
 FAMILIES = [
     ("b", "binomial", "logit", sm.families.Binomial()),
@@ -289,3 +294,14 @@ class TestBadInput:
         lone = data.assign(d=(data.index == 4).astype(float))
         with pytest.raises(InferenceError, match="leverage 1"):
             ee.estimate(ee.ols("y ~ x + d", lone), ee.HC(3))
+
+
+def test_separation_is_judged_on_the_rows_with_weight():
+    """Zero weights leave rows 0 to 7, which x separates."""
+    x = np.array([0.0, 1, 2, 3, 4, 5, 6, 7, 1, 6])
+    y = np.array([0.0, 0, 0, 0, 1, 1, 1, 1, 1, 0])
+    weights = np.where(np.arange(10) < 8, 1.0, 0.0)
+    design = np.column_stack([np.ones(10), x])
+    assert ee.estimate(ee.glm(y, design, family="binomial")).root.is_converged
+    with pytest.raises(SeparationError):
+        ee.estimate(ee.glm(y, design, family="binomial", weights=ee.Sampling(weights)))

@@ -253,20 +253,21 @@ def test_interval_quantiles():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(y=np.full((2, 5), 2.0)), DataError, "range of the binomial"),
-        (dict(X=np.ones((3, 5, 2))), DataError, "shape"),
-        (dict(X=np.full((2, 5, 1), np.nan)), DataError, "`X` has missing"),
-        (dict(y=np.full((2, 5), np.nan)), DataError, "`y` has missing"),
-        (dict(X=np.ones((2, 5, 7))), IdentificationError, "7 columns for 5"),
-        (dict(names=["a", "b"]), DataError, "`names`"),
-        (dict(offset=np.zeros(4)), DataError, "`offset`"),
-        (dict(kind=3), ValueError, "`kind`"),
+        ({"y": np.full((2, 5), 2.0)}, DataError, "range of the binomial"),
+        ({"X": np.ones((3, 5, 2))}, DataError, "shape"),
+        ({"X": np.full((2, 5, 1), np.nan)}, DataError, "`X` has missing"),
+        ({"y": np.full((2, 5), np.nan)}, DataError, "`y` has missing"),
+        ({"X": np.ones((2, 5, 7))}, IdentificationError, "7 columns for 5"),
+        ({"names": ["a", "b"]}, DataError, "`names`"),
+        ({"offset": np.zeros(4)}, DataError, "`offset`"),
+        ({"kind": 3}, ValueError, "`kind`"),
     ],
 )
 def test_bad_arguments_are_named(change, error, message):
     rng = np.random.default_rng(0)
-    arguments = dict(
-        y=(rng.random((2, 5)) < 0.5).astype(float), X=np.ones((2, 5, 1))
-    ) | change
+    arguments = {
+        "y": (rng.random((2, 5)) < 0.5).astype(float),
+        "X": np.ones((2, 5, 1)),
+    } | change
     with pytest.raises(error, match=message):
         batched_glm(arguments.pop("y"), arguments.pop("X"), "binomial", **arguments)
