@@ -384,7 +384,7 @@ def from_module(
         if losses.ndim != 1:
             raise DataError(
                 f"`loss` returned shape {tuple(losses.shape)}; one number for each "
-                'unit of the batch was expected (reduction="none", summed within units).'
+                'unit was expected (reduction="none", summed within units).'
             )
         count += len(losses)
     return ModuleEquation(

@@ -122,10 +122,8 @@ def _caught(
         warnings.simplefilter("always")
         try:
             value = function()
-        except (SpecificationError, *fatal):
-            raise
         except Exception as error:
-            if on_error == "raise":
+            if on_error == "raise" or isinstance(error, (SpecificationError, *fatal)):
                 raise
             value = _failure(error)
     return value, tuple(

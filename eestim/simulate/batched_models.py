@@ -51,12 +51,12 @@ def _mean_and_variance(family: FamilyName, eta: Matrix) -> tuple[Matrix, Matrix]
     return mean, variance
 
 
-def _first_step(family: FamilyName, y: Matrix) -> tuple[Matrix, Matrix]:
-    """Return weights and targets of a first least-squares step."""
+def _first_step(family: FamilyName, y: Matrix) -> tuple[Matrix | None, Matrix]:
+    """Return weights (None where equal) and targets of a first least-squares step."""
     if family == "gaussian":
-        return np.ones_like(y), y
+        return None, y
     if family == "binomial":  # from a linear predictor of zero
-        return np.full_like(y, 0.25), 4.0 * y - 2.0
+        return None, 4.0 * y - 2.0
     mean = np.maximum((y + y.mean(axis=1)[:, None]) / 2.0, _SMALLEST_MEAN)
     return mean, np.log(mean) + (y - mean) / mean
 
@@ -140,16 +140,21 @@ class BatchedGLM:
         own: Matrix = np.matmul(self.columns, residual[:, :, None])[:, :, 0]
         return own
 
-    def _gram(self, weight: Matrix) -> Array:
-        """Return ``X' diag(weight) X`` of each problem, (R, p, p)."""
+    def _gram(self, weight: Matrix | None) -> Array:
+        """Return ``X' diag(weight) X``, (R, p, p), or (1, p, p) if all are equal."""
         if self.products is None:
-            weighted = self.columns * weight[:, None, :]
+            # A product of an array with itself takes a slower way through BLAS.
+            factor = 1.0 if weight is None else weight[:, None, :]
+            weighted = self.columns * factor
             gram: Array = np.matmul(weighted, self.columns.transpose(0, 2, 1))
             return gram
-        p = len(self.names)
-        upper = np.triu_indices(p)
-        sums = weight @ self.products.T
-        gram = np.empty((len(weight), p, p))
+        p, upper = len(self.names), np.triu_indices(len(self.names))
+        sums = (
+            self.products.sum(axis=1)[None]
+            if weight is None
+            else (weight @ self.products.T)
+        )
+        gram = np.empty((len(sums), p, p))
         gram[:, upper[0], upper[1]] = sums
         gram[:, upper[1], upper[0]] = sums
         return gram
@@ -163,7 +168,7 @@ class BatchedGLM:
             target = target - self.offset
         inverse, singular = batched_inverse(self._gram(weight))
         inverse[singular] = 0.0  # found singular again by the solver
-        right = self._gradient(weight * target)
+        right = self._gradient(target if weight is None else weight * target)
         start: Matrix = np.matmul(inverse, right[:, :, None])[:, :, 0]
         return start
 

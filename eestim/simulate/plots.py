@@ -159,7 +159,9 @@ def zipper(
     """
     rows, shown = _rows(results, point, estimand), _chosen(results, methods)
     with style():
-        figure, axes = canvas(2.6 * len(shown) + 0.8, 4.6, 1, len(shown), sharey=True)
+        figure, axes = canvas(
+            2.6 * len(shown) + 0.8, 4.6, 1, len(shown), sharex=True, sharey=True
+        )
         for ax, method in zip(axes[0], shown, strict=True):
             _zip(ax, rows[rows["method"] == method], results.levels[0])
             ax.set_xlabel("interval")
@@ -251,7 +253,6 @@ def _steps(
             edges,
             np.append(values, values[-1:]),
             where="post",
-            label=method,
             color=look["color"],
             linestyle=look["linestyle"],
             linewidth=1.6,
@@ -265,6 +266,7 @@ def _steps(
             fillstyle=look["fillstyle"],
             markersize=4,
         )
+        ax.plot([], [], label=method, markersize=4, **look)
     target = _target(str(found["measure"].iloc[0]), results.levels[0])
     if target is not None:
         ax.axhline(target, **_GUIDE)

@@ -104,8 +104,8 @@ def test_a_dask_cluster_gives_the_same_table(tmp_path):
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None
     )
-    with cluster, distributed.Client(cluster):
-        with joblib.parallel_config(backend="dask"):
-            there = study.run(20, seed=5, jobs=None)
+    client = distributed.Client(cluster)
+    with cluster, client, joblib.parallel_config(backend="dask"):
+        there = study.run(20, seed=5, jobs=None)
     here = study.run(20, seed=5)
     assert_frame_equal(there.table, here.table, check_exact=True)
