@@ -63,7 +63,7 @@ NEEDS_TORCH = ("eestim.autodiff", "eestim.llm")
 
 def modules() -> list[str]:
     found = pkgutil.walk_packages(ee.__path__, "eestim.")
-    return sorted(module.name for module in found)
+    return sorted(module.name for module in found if "._" not in module.name)
 
 
 def members(name: str) -> list[tuple[str, object]]:

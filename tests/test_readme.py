@@ -138,6 +138,13 @@ def test_every_public_module_is_in_the_reference():
             assert f"   eestim.{path.stem}\n" in listed, path.name
 
 
+def test_every_top_level_name_is_in_the_reference():
+    import eestim as ee
+
+    listed = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert [name for name in ee.__all__ if f"   eestim.{name}\n" not in listed] == []
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
 def test_examples_run(example, tmp_path):
     if "torch" in example.read_text() or "eestim.llm" in example.read_text():

@@ -46,8 +46,8 @@ def fit(
     draws: Annotated[int, typer.Option(help="Latent draws of each step.")] = 4,
     steps: int = 200,
     batch_size: int = 8,
-    learning_rate: float = 1e-3,
-    perturbation_rate: float = 1e-2,
+    learning_rate: float = 3e-4,
+    perturbation_rate: float = 3e-3,
     context: _Context = 128,
     seed: _Seed = 0,
 ) -> None:

@@ -30,9 +30,10 @@ _INDEPENDENT = (
     "fay-graubard",
     "jackknife",
     "pairs",
+    "fractional",
+    "residual",
     "multiplier",
     "wild bootstrap",
-    "fractional",
     "leave-out",
 )
 

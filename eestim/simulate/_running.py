@@ -171,11 +171,14 @@ class Runner:
     ) -> Iterator[tuple[Point, list[int]]]:
         """Return blocks of replications, points in turn, sized by what they cost."""
         left = {number: numbers for number, numbers in missing.items() if numbers}
-        size = dict.fromkeys(left, 1)
+        size, workers = dict.fromkeys(left, 1), self._workers()
         while left:
             for number in list(left):
                 numbers = left[number]
-                run = _run_length(numbers, size[number], self._batch())
+                # Ever smaller towards the end, so that no worker is left alone.
+                share = sum(map(len, left.values())) // (3 * workers) + 1
+                length = min(size[number], share) if workers > 1 else size[number]
+                run = _run_length(numbers, length, self._batch())
                 yield self.plan.points[number], numbers[:run]
                 left[number] = numbers[run:]
                 size[number] = self._next_size(number, size[number])
@@ -184,6 +187,12 @@ class Runner:
 
     def _batch(self) -> int:
         return self.plan.batch if self.plan.is_batched else 1
+
+    def _workers(self) -> int:
+        import joblib
+
+        options = {} if self.jobs is None else {"n_jobs": self.jobs}
+        return int(joblib.effective_n_jobs(**options))
 
     def _next_size(self, number: int, before: int) -> int:
         seconds = self.cost.get(number)
