@@ -14,6 +14,7 @@ import numpy as np
 from scipy import optimize
 
 from eestim._arrays import Matrix, Vector, as_start
+from eestim._differentiate import jumping_columns
 from eestim._linalg import Factor, equilibrated_factor, symmetric_power
 from eestim.equations import EstimatingEquation, moments_at
 from eestim.errors import CapabilityError, ConvergenceError, DataError
@@ -42,6 +43,10 @@ class Status(Enum):
     STALLED = (
         "No step reduces the equations: psi may be discontinuous or have no root "
         "near this start. Try another `start`, or check the derivative."
+    )
+    CROSSED = (
+        "Psi jumps across zero here (a quantile or a sign): its mean is within a few "
+        "units' contributions of zero, which is as near as it comes."
     )
     DIVERGED = (
         "Psi vanishes while the parameters keep growing, so the root lies at "
@@ -83,7 +88,7 @@ class Root:
     @property
     def is_converged(self) -> bool:
         """Whether theta can be used as a root."""
-        return self.status in (Status.CONVERGED, Status.GIVEN)
+        return self.status in (Status.CONVERGED, Status.CROSSED, Status.GIVEN)
 
     def require_converged(self) -> "Root":
         """Return this root.
@@ -338,10 +343,50 @@ def _search(
             if better is None and not is_solved and nudges:
                 nudges, better = nudges - 1, _nudged(search, nudges)
             if better is None:
-                return search.point.theta, Status.STALLED, taken
+                return *_at_a_jump(search), taken
             search.point, last = better, np.inf
             search.refresh()
     return search.point.theta, Status.TOO_MANY_STEPS, max_steps
+
+
+def _at_a_jump(search: _Search) -> tuple[Vector, Status]:
+    """Return the nearest crossing of a psi that jumps, or where the search stalled."""
+    equation, factor, nearest = search.equation, search.factor, search.point
+    for _ in range(_MAX_STEPS):
+        nearer = _crossing_along(equation, factor, nearest)
+        if nearer is None:
+            break
+        nearest = nearer
+    psi = equation.psi(nearest.theta)
+    reach = (len(nearest.theta) + 1) * np.abs(psi).max(axis=0)
+    crosses = bool((np.abs(psi.sum(axis=0)) <= reach).all())
+    if crosses and jumping_columns(equation.psi, nearest.theta).any():
+        return nearest.theta, Status.CROSSED
+    return search.point.theta, Status.STALLED
+
+
+def _crossing_along(
+    equation: EstimatingEquation, factor: Factor, point: _Point
+) -> _Point | None:
+    """Return a point with a shorter correction along the Newton step, by bisection."""
+    step = _newton_step(factor, point.mean)
+    scaled = step / factor.columns
+
+    def ahead(length: float) -> tuple[_Point | None, float, float]:
+        trial = _evaluate(equation, point.theta + length * step)
+        if trial is None:
+            return None, -1.0, np.inf
+        following = _newton_step(factor, trial.mean) / factor.columns
+        return trial, float(following @ scaled), float(np.linalg.norm(following))
+
+    low, high = 0.0, 1.0
+    while high < 64.0 and ahead(high)[1] > 0:
+        low, high = high, 2.0 * high
+    for _ in range(50):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if ahead(middle)[1] > 0 else (low, middle)
+    best, _, length = min((ahead(low), ahead(high)), key=lambda found: found[2])
+    return best if length < float(np.linalg.norm(scaled)) else None
 
 
 def root_at(equation: EstimatingEquation, theta: Any) -> Root:

@@ -2,5 +2,7 @@
 
 from eestim.models.basic import mean
 from eestim.models.linear import glm, ols
+from eestim.models.quantiles import lad, quantile
+from eestim.models.robust import huber
 
-__all__ = ["glm", "mean", "ols"]
+__all__ = ["glm", "huber", "lad", "mean", "ols", "quantile"]
