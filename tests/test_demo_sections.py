@@ -13,6 +13,7 @@ from eestim.cli.demo_synthetic import section_from
 from eestim.report import differences, frontier, laws, png, recovery
 from eestim.report.page import Table, Text
 
+MEASURES = (comparison.RAW, comparison.FITTED, comparison.ORACLE, comparison.TOP)
 METHODS = ("no latent", "noise-averaged", "Brier")
 
 

@@ -1,9 +1,9 @@
 """Coverage of nominal 95% intervals: which method to use when.
 
-Every interval method is tried on the problems it is meant for: the mean of skewed data,
-logistic and Poisson regression, least squares with 8, 20 or 50 clusters, regression with
-AR(1) errors, and a median, at n = 30, 100 and 1000, with the default of statsmodels
-beside it. Claims: (1) for the mean of 30 exponential values the coverages of Wald, t
+Every interval method is tried on the problems it is meant for: the mean of skewed
+data, logistic and Poisson regression, least squares with 8, 20 or 50 clusters,
+regression with AR(1) errors, and a median, at n = 30, 100 and 1000, with the default of
+statsmodels beside it. Claims: (1) for the mean of 30 exponential values the coverages of Wald, t
 and empirical-likelihood intervals are those computed independently before (.915, .926,
 .931, .944 with standard error .005); (2) every recommended method is within a point and
 a half and four Monte Carlo standard errors of 95% at n = 1000 (50 clusters); (3) with 8
@@ -19,8 +19,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,19 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fit with its data, and a seed for methods that draw."""
+    """A fit with its data, a seed for methods that draw, and draws made already."""
 
     fit: ee.Estimate
     data: Data
     seed: int
+    drawn: dict[str, ee.Estimate] = field(default_factory=dict)
+
+    def pairs(self) -> ee.Estimate:
+        """Return the fit with its replicates, which several intervals share."""
+        if "pairs" not in self.drawn:
+            rule = ee.Bootstrap("pairs", DRAWS, self.seed)
+            self.drawn["pairs"] = self.fit.with_covariance(rule)
+        return self.drawn["pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +65,13 @@ class Method:
     ----------
     label : str
     make : callable
-    share : float
-        Of the replications of the cheap methods.
-    largest : int
-        The largest n at which it is tried.
+    shares : tuple of float
+        Of the replications, at each n.
     """
 
     label: str
     make: Callable[[Fitted], Any]
-    share: float = 1.0
-    largest: int = 1000
+    shares: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,44 +93,78 @@ class Scenario:
 # ------------------------------------------------------------------------- methods
 
 
-def rule(label: str, made: Any, interval: str | None = None, **options: Any) -> Method:
-    """A covariance rule, or a function from the data to one."""
-
-    def make(fitted: Fitted) -> Any:
-        chosen = made(fitted.data) if callable(made) and is_plain(made) else made
-        return Under(chosen, interval)(fitted.fit)
-
-    return Method(label, make, **options)
+def chosen(made: Any, fitted: Fitted) -> Any:
+    """Return a rule or an interval method, or what a function makes of the fit."""
+    is_function = type(made).__name__ == "function"
+    return made(fitted) if is_function else made
 
 
-def is_plain(made: Any) -> bool:
-    return type(made).__name__ == "function"
+def rule(label: str, made: Any, interval: str | None = None) -> Method:
+    """Return the method of a covariance rule."""
+    return Method(label, lambda f: Under(chosen(made, f), interval)(f.fit))
 
 
-def value(label: str, made: Callable[[Fitted], Any], **options: Any) -> Method:
-    """An interval method that is a value, made from the fit."""
-
-    def make(fitted: Fitted) -> Any:
-        return Under(None, made(fitted))(fitted.fit)
-
-    return Method(label, make, **options)
+def value(label: str, made: Any, *shares: float) -> Method:
+    """Return the method of an interval that is a value."""
+    options = (shares,) if shares else ()
+    return Method(label, lambda f: Under(None, chosen(made, f))(f.fit), *options)
 
 
-def pairs(fitted: Fitted) -> Any:
-    return ee.Bootstrap("pairs", DRAWS, fitted.seed)
+def replicated(label: str, made: Any, *shares: float) -> Method:
+    """Return the method of an interval that reads the replicates of a bootstrap."""
+    return Method(label, lambda f: Under(None, made)(f.pairs()), shares)
 
 
-def cluster_draws(kind: str) -> Callable[[Fitted], Any]:
-    return lambda fitted: ee.Bootstrap(
-        kind, DRAWS, fitted.seed, labels=fitted.data["g"]
+def clustered(kind: str) -> Callable[[Fitted], Any]:
+    return lambda f: ee.Clustered(f.data["g"], kind=kind)
+
+
+def cluster_draws(kind: str, method: Any) -> Callable[[Fitted], Any]:
+    return lambda f: method(by=ee.Bootstrap(kind, DRAWS, f.seed, labels=f.data["g"]))
+
+
+def fixed_b(hac: Any, kernel: str) -> Callable[[Fitted], Any]:
+    """Return intervals with fixed-b critical values at the bandwidth of a rule."""
+
+    def make(f: Fitted) -> Any:
+        fit = f.fit.with_covariance(chosen(hac, f))
+        share = next(one.value for one in fit.findings if one.name == "bandwidth share")
+        return Under(None, ee.FixedB(kernel, min(share, 1.0)))(fit)
+
+    return make
+
+
+def parzen(f: Fitted) -> Any:
+    return ee.HAC("parzen", len(f.data["y"]) / 4.0)
+
+
+def blocks(f: Fitted) -> Any:
+    return ee.Percentile(by=ee.Bootstrap("block", DRAWS, f.seed))
+
+
+def multiplier(f: Fitted) -> Any:
+    return ee.Studentized(by=ee.Bootstrap("multiplier", DRAWS, f.seed))
+
+
+def pairs_t(f: Fitted) -> Any:
+    return ee.Studentized(by=ee.Bootstrap("pairs", DRAWS, f.seed))
+
+
+def refitted(*shares: float) -> tuple[Method, ...]:
+    return (
+        replicated("bootstrap, percentile", ee.Percentile(), *shares),
+        replicated("bootstrap, BCa", ee.BCa(), *shares),
     )
 
 
-BOOTSTRAPS = (
-    value("bootstrap, percentile", lambda f: ee.Percentile(by=pairs(f)), share=0.2),
-    value("bootstrap, BCa", lambda f: ee.BCa(by=pairs(f)), share=0.2),
-    value("bootstrap t", lambda f: ee.Studentized(by=pairs(f)), share=0.2),
-)
+def inverted(*shares: float) -> tuple[Method, ...]:
+    return (
+        value("score inverted", ee.ScoreInverted(), *shares),
+        value("empirical likelihood, chi2", ee.EmpiricalLikelihood("chi2"), *shares),
+        value("empirical likelihood, F", ee.EmpiricalLikelihood("F"), *shares),
+    )
+
+
 ROBUST = (
     rule("HC0, normal", ee.HC(0)),
     rule("HC1, t(n-p)", ee.HC(1)),
@@ -133,37 +172,13 @@ ROBUST = (
     rule("HC3, t(n-p)", ee.HC(3)),
     rule("Fay-Graubard, t", ee.FayGraubard()),
     rule("jackknife, t(n-p)", ee.Jackknife(kind="one-step")),
-)
-INVERTED = (
-    value("score inverted", lambda f: ee.ScoreInverted(), share=0.2),
-    value(
-        "empirical likelihood, chi2",
-        lambda f: ee.EmpiricalLikelihood("chi2"),
-        share=0.2,
-    ),
-    value("empirical likelihood, F", lambda f: ee.EmpiricalLikelihood("F"), share=0.2),
+    value("bootstrap t, multiplier", multiplier),
 )
 MODEL = (
     rule("model-based", ee.ModelBased()),
-    value("profile likelihood", lambda f: ee.Profile(), share=0.5),
+    value("profile likelihood", ee.Profile(), 0.5, 0.5, 0.25),
 )
-
-
-def own_share(methods: tuple[Method, ...], share: float) -> tuple[Method, ...]:
-    """The same methods, replicated more or less often."""
-    return tuple(Method(m.label, m.make, share, m.largest) for m in methods)
-
-
-def fixed_b(hac: Any, kernel: str) -> Callable[[Fitted], Any]:
-    """Fixed-b critical values at the bandwidth that the rule has chosen."""
-
-    def make(fitted: Fitted) -> Any:
-        fit = fitted.fit.with_covariance(hac(fitted.data))
-        share = next(f.value for f in fit.findings if f.name == "bandwidth share")
-        law = ee.FixedB(kernel, min(share, 1.0))
-        return Under(None, law)(fit)
-
-    return make
+COUNTED = (*MODEL, *ROBUST, *inverted(0.2, 0.2, 0.1), *refitted(0.1, 0.1, 0.05))
 
 
 # ------------------------------------------------------------------------ problems
@@ -201,7 +216,7 @@ def clusters(rng: np.random.Generator, n: int, clusters: int) -> Data:
 
 
 def autoregression(rng: np.random.Generator, n: int) -> np.ndarray:
-    """AR(1) with coefficient 0.6, begun in its stationary law."""
+    """Return an AR(1) with coefficient 0.6, begun in its stationary law."""
     shocks, series = rng.normal(size=n), np.empty(n)
     series[0] = shocks[0] / np.sqrt(1.0 - 0.36)
     for t in range(1, n):
@@ -232,7 +247,7 @@ def median(data: Data) -> Any:
 
 
 def told(fit: Any, j: int = -1) -> Any:
-    """What statsmodels prints: estimate, standard error, interval."""
+    """Return what statsmodels prints: estimate, standard error, interval."""
     low, high = np.asarray(fit.conf_int(1.0 - LEVEL))[j]
     return float(np.asarray(fit.params)[j]), float(np.asarray(fit.bse)[j]), (low, high)
 
@@ -282,11 +297,11 @@ SCENARIOS = (
         lambda data: ee.mean(data["y"]),
         {"mean": 1.0},
         (
-            *ROBUST[:2],
-            *ROBUST[3:],
-            value("Wald on the log scale", lambda f: ee.Transformed("log")),
-            *own_share(INVERTED, 1.0),
-            *own_share(BOOTSTRAPS, 0.5),
+            *ROBUST,
+            value("Wald on the log scale", ee.Transformed("log")),
+            *inverted(1.0, 0.5, 0.5),
+            *refitted(0.5, 0.5, 0.5),
+            value("bootstrap t, pairs", pairs_t, 0.5, 0.5, 0.5),
         ),
         {"statsmodels OLS, default": sm_linear()},
         recommended="empirical likelihood, F",
@@ -298,7 +313,7 @@ SCENARIOS = (
         binary,
         lambda data: ee.glm(data["y"], data["X"], family="binomial", names=NAMES),
         {"x": 0.8},
-        (*MODEL, *ROBUST, *INVERTED, *BOOTSTRAPS),
+        COUNTED,
         {"statsmodels Logit, default": sm_logit},
         recommended="profile likelihood",
         advice="One normal covariate with coefficient 0.8; the model is right.",
@@ -309,7 +324,7 @@ SCENARIOS = (
         counts,
         lambda data: ee.glm(data["y"], data["X"], family="poisson", names=NAMES),
         {"x": 0.4},
-        (*MODEL, *ROBUST, *INVERTED, *BOOTSTRAPS),
+        COUNTED,
         {
             "statsmodels GLM, default": sm_poisson(),
             "statsmodels GLM, cov_type='HC0'": sm_poisson(cov_type="HC0"),
@@ -326,22 +341,21 @@ SCENARIOS = (
         {"x": 0.5},
         (
             rule("HC1, t(n-p), ignores clusters", ee.HC(1)),
-            rule("CR0, normal", lambda d: ee.Clustered(d["g"], kind="CR0"), "wald"),
-            rule("CR0, t(G-1)", lambda d: ee.Clustered(d["g"], kind="CR0")),
-            rule("CR1, t(G-1)", lambda d: ee.Clustered(d["g"], kind="CR1")),
-            rule("CR2, Satterthwaite", lambda d: ee.Clustered(d["g"], kind="CR2")),
-            rule("CR3, t(G-1)", lambda d: ee.Clustered(d["g"], kind="CR3"), "t"),
-            rule("Fay-Graubard, t", lambda d: ee.FayGraubard(groups=d["g"])),
-            rule("cluster jackknife, t(G-1)", lambda d: ee.Jackknife(groups=d["g"])),
-            value(
-                "wild cluster bootstrap t",
-                lambda f: ee.Studentized(by=cluster_draws("wild-cluster")(f)),
-                share=0.2,
+            rule("CR0, normal", clustered("CR0"), "wald"),
+            rule("CR0, t(G-1)", clustered("CR0")),
+            rule("CR1, t(G-1)", clustered("CR1")),
+            rule("CR2, Satterthwaite", clustered("CR2")),
+            rule("CR3, Satterthwaite", clustered("CR3")),
+            rule("Fay-Graubard, t", lambda f: ee.FayGraubard(groups=f.data["g"])),
+            rule(
+                "cluster jackknife, t(G-1)", lambda f: ee.Jackknife(groups=f.data["g"])
             ),
             value(
-                "cluster bootstrap, percentile",
-                lambda f: ee.Percentile(by=cluster_draws("cluster")(f)),
-                share=0.2,
+                "wild cluster bootstrap t",
+                cluster_draws("wild-cluster", ee.Studentized),
+            ),
+            value(
+                "cluster bootstrap, percentile", cluster_draws("cluster", ee.Percentile)
             ),
         ),
         {
@@ -370,19 +384,9 @@ SCENARIOS = (
                 "HAC QS Andrews, prewhitened, t(n-p)",
                 ee.HAC("qs", "andrews", prewhiten=1, adjust=True),
             ),
-            Method(
-                "HAC Newey-West, fixed-b",
-                fixed_b(lambda d: ee.HAC(), "bartlett"),
-            ),
-            Method(
-                "HAC Parzen, bandwidth n / 4, fixed-b",
-                fixed_b(lambda d: ee.HAC("parzen", len(d["y"]) / 4.0), "parzen"),
-            ),
-            value(
-                "block bootstrap, percentile",
-                lambda f: ee.Percentile(by=ee.Bootstrap("block", DRAWS, f.seed)),
-                share=0.2,
-            ),
+            Method("HAC Newey-West, fixed-b", fixed_b(ee.HAC(), "bartlett")),
+            Method("HAC Parzen, bandwidth n / 4, fixed-b", fixed_b(parzen, "parzen")),
+            value("block bootstrap, percentile", blocks, 0.5, 0.5, 0.5),
         ),
         {
             "statsmodels OLS, default": sm_linear(),
@@ -403,8 +407,8 @@ SCENARIOS = (
         (
             rule("kernel density, normal", ee.HC(0)),
             rule("kernel density, t(n-p)", ee.HC(1)),
-            value("score inverted (sign test)", lambda f: ee.ScoreInverted()),
-            *BOOTSTRAPS[:2],
+            value("score inverted (sign test)", ee.ScoreInverted()),
+            *refitted(0.2, 0.2, 0.1),
         ),
         {"statsmodels QuantReg, default": sm_median},
         recommended="score inverted (sign test)",
@@ -424,25 +428,31 @@ def fit_of(scenario: Scenario) -> Callable[..., Fitted]:
     return fit
 
 
-def tiers(scenario: Scenario) -> dict[float, tuple[Method, ...]]:
-    """The methods by their share of the replications."""
-    shares = sorted({method.share for method in scenario.methods}, reverse=True)
+def tiers(scenario: Scenario, place: int) -> dict[float, tuple[Method, ...]]:
+    """Return the methods by their share of the replications at one n."""
+    shares = sorted({m.shares[place] for m in scenario.methods}, reverse=True)
     return {
-        share: tuple(m for m in scenario.methods if m.share == share)
+        share: tuple(m for m in scenario.methods if m.shares[place] == share)
         for share in shares
     }
 
 
-def study_of(
-    scenario: Scenario, methods: tuple[Method, ...], sizes: tuple[int, ...], peers: bool
-) -> Study:
-    """One study of methods that are replicated equally often."""
-    variants = {method.label: method.make for method in methods}
-    estimators: dict[str, Any] = {"": Variants(fit_of(scenario), variants)}
-    if peers:
-        estimators |= scenario.peers
-    points = [point for point in scenario.points if point["n"] in sizes]
-    return Study(scenario.generate, estimators, scenario.truth, points, level=LEVEL)
+def studies(
+    options: argparse.Namespace, scenario: Scenario
+) -> Iterator[tuple[str, Study, int]]:
+    """Return a name, a study and its replications for each n and share."""
+    for n in options.sizes:
+        points = [point for point in scenario.points if point["n"] == n]
+        for share, methods in tiers(scenario, SIZES.index(n)).items():
+            variants = {method.label: method.make for method in methods}
+            estimators: dict[str, Any] = {"": Variants(fit_of(scenario), variants)}
+            if share == 1.0:
+                estimators |= scenario.peers
+            study = Study(
+                scenario.generate, estimators, scenario.truth, points, level=LEVEL
+            )
+            count = max(2, round(options.replications * share))
+            yield f"{scenario.name}-{n}-{share:g}", study, count
 
 
 @dataclass(slots=True)
@@ -453,6 +463,7 @@ class Clock:
     last: float = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Print how far the run has come, every ten seconds."""
         now = time.monotonic()
         if now - self.last < 10.0 and progress.done < progress.total:
             return
@@ -465,26 +476,17 @@ class Clock:
 
 
 def run(options: argparse.Namespace, scenario: Scenario) -> pd.DataFrame:
-    """The coverage of every method at every point of a scenario."""
+    """Return the coverage of every method at every point of a scenario."""
     found = []
-    for number, (share, methods) in enumerate(tiers(scenario).items()):
-        study = study_of(scenario, methods, options.sizes, peers=number == 0)
-        store = None
-        if options.store is not None:
-            store = options.store / f"{scenario.name}-{number}"
-        results = study.run(
-            max(2, round(options.replications * share)),
-            SEED,
-            options.jobs,
-            store,
-            progress=Clock(f"{scenario.name}, tier {number}"),
-        )
+    for name, study, count in studies(options, scenario):
+        store = None if options.store is None else options.store / name
+        results = study.run(count, SEED, options.jobs, store, progress=Clock(name))
         found.append(coverage_of(results))
     return pd.concat(found, ignore_index=True)
 
 
 def coverage_of(results: Results) -> pd.DataFrame:
-    """One row a point and method: coverage, mean width, failures."""
+    """Return coverage, mean width and failures, one row a point and method."""
     found = results.performance()
     index = ["point", *results.factors, "method"]
     wide = found.pivot(index=index, columns="measure", values="value")
@@ -512,7 +514,7 @@ def cell(rows: pd.DataFrame) -> str:
 
 
 def tabulated(scenario: Scenario, found: pd.DataFrame) -> pd.DataFrame:
-    """The coverages as text, one row a method and one column a point."""
+    """Return coverages as text, one row a method and one column a point."""
     labels = [method.label for method in scenario.methods] + list(scenario.peers)
     rows = {}
     for label in labels:
@@ -542,7 +544,7 @@ def markdown(table: pd.DataFrame, recommended: str) -> str:
 
 
 def page(tables: dict[str, pd.DataFrame], options: argparse.Namespace) -> str:
-    """The page of the documentation."""
+    """Return the page of the documentation."""
     parts = [
         "# Which interval to use when",
         "Coverage of nominal 95% intervals, with Monte Carlo standard errors in "
@@ -582,7 +584,7 @@ ANCHORS = {
 
 
 def claims(found: dict[str, pd.DataFrame]) -> list[str]:
-    """What the theory says and the simulation does not show."""
+    """Return what the theory says and the simulation does not show."""
     wrong = []
 
     def check(ok: bool, text: str) -> None:
@@ -614,7 +616,7 @@ def claims(found: dict[str, pd.DataFrame]) -> list[str]:
 def controls(
     found: dict[str, pd.DataFrame], check: Callable[[bool, str], None]
 ) -> None:
-    """Methods that must fail, and the one that must not where they do."""
+    """Check methods that must fail, and the one that must not where they do."""
     if "clusters" in found:
         at = {"clusters": 8, "n": 100}
         good, bad = (
@@ -643,24 +645,16 @@ def controls(
 
 
 def estimated(options: argparse.Namespace) -> None:
-    """Print what the full run takes, from a few replications of everything."""
+    """Print what the run takes, from a few replications of everything."""
     total = 0.0
     for scenario in SCENARIOS:
-        for share, methods in tiers(scenario).items():
-            for size in options.sizes:
-                study = study_of(scenario, methods, (size,), peers=share == 1.0)
-                if not len(study.points):
-                    continue
-                study.run(1, SEED)
-                began = time.process_time()
-                study.run(3, SEED)
-                each = (time.process_time() - began) / 3
-                count = max(2, round(options.replications * share))
-                total += each * count
-                print(
-                    f"{scenario.name:10s} share {share:.1f} n = {size:5d}: "
-                    f"{1e3 * each:8.1f} ms, {each * count:6.0f} s"
-                )
+        for name, study, count in studies(options, scenario):
+            study.run(1, SEED)
+            began = time.process_time()
+            study.run(2, SEED)
+            each = (time.process_time() - began) / 2
+            total += each * count
+            print(f"{name:20s} {1e3 * each:8.1f} ms {each * count:6.0f} s", flush=True)
     print(f"in all {total:.0f} CPU seconds, {total / 120:.1f} minutes on 2 cores")
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from models.test_nonsmooth import GEEX
+from test_stacking import stacked_case
 
 import eestim as ee
 from eestim.diagnostics import influence_measures
@@ -353,3 +355,120 @@ def fay(bound: float) -> Row:
 
 for bound in (0.75, 0.1):
     ROWS[f"geex_fay_logit_b{bound}"] = fay(bound)
+
+
+def geex(name: str) -> Row:
+    def compute(cases: Any) -> Any:
+        psi, file, start = GEEX[name]
+        return ee.estimate(ee.equation(psi, cases.frame(file), start))
+
+    return compute
+
+
+for name in GEEX:
+    ROWS[name] = geex(name)
+
+
+@row("geex_SB6_huber")
+def huber_location(cases: Any) -> Any:
+    return ee.estimate(ee.models.huber("Y1", cases.frame("geexex.csv"), k=1.5))
+
+
+@row("geex_SB8_huberreg")
+def huber_regression(cases: Any) -> Any:
+    return ee.estimate(ee.models.huber("Y4 ~ X1 + X2", cases.frame("geexex.csv")))
+
+
+def stacked(name: str) -> Row:
+    """Delicatessen puts the effect first: ate, mu1, mu0, then the nuisance models."""
+
+    def compute(cases: Any) -> Any:
+        fit = ee.estimate(stacked_case(name, cases.frame("birthwt.csv")))
+        p, case = len(fit.names), cases.case(name)
+        order = list(range(p))
+        if name.startswith("deli"):
+            order = [p - 1, p - 3, p - 2, *range(p - 3)]
+        errors = np.sqrt(np.diag(np.asarray(case["vcov"])))
+        scale = np.outer(errors, errors)
+        return {
+            "covariance": (
+                fit.spread.matrix[np.ix_(order, order)] / scale,
+                np.asarray(case["vcov"]) / scale,
+            ),
+            "estimate of all": (fit.theta[order] / errors, case["estimate"] / errors),
+        }
+
+    return compute
+
+
+for name in (
+    *("geex_ipw_birthwt_HT", "geex_ipw_birthwt_Hajek", "geex_aipw_birthwt"),
+    *("geex_gformula_birthwt", "deli_ipw_birthwt", "deli_ipw_hajek_birthwt"),
+    *("deli_aipw_birthwt", "deli_gformula_birthwt"),
+):
+    ROWS[name] = stacked(name)
+
+
+@row("profile_ci_birthwt")
+def profile(cases: Any) -> Any:
+    extra = cases.case("profile_ci_birthwt")["extra"]
+    bounds = ee.estimate(birthwt_logit(cases)).interval(method=ee.Profile())
+    return {
+        "lower, 1e-4": (bounds["lower"], extra["lower"]),
+        "upper, 1e-4": (bounds["upper"], extra["upper"]),
+    }
+
+
+@row("score_lr_birthwt")
+def score_and_ratio(cases: Any) -> Any:
+    """R's covariance and score keep the weights of the last step but one (1.8e-7)."""
+    extra = cases.case("score_lr_birthwt")["extra"]
+    fit = ee.estimate(birthwt_logit(cases), ee.ModelBased())
+    tested = ["age", "ht"]
+    return {
+        "estimate, 1e-6": (fit, None),
+        "likelihood ratio": (fit.distance(tested).statistic, extra["lr"]),
+        "Rao score, 1e-6": (fit.score(tested).statistic, extra["rao"]),
+        "Wald, 1e-6": (fit.wald(tested).statistic, extra["wald_model"]),
+        "Wald HC0, 1e-6": (
+            fit.with_covariance(ee.HC(0)).wald(tested).statistic,
+            extra["wald_HC0"],
+        ),
+    }
+
+
+@row("wald_chick_CR2")
+def hotelling(cases: Any) -> Any:
+    tests = cases.case("wald_chick_CR2")["extra"]["tests"]
+    equation, labels = chick_ols(cases)
+    fit = ee.estimate(equation, ee.Clustered(labels, kind="CR2"))
+    contrasts = np.zeros((3, 8))
+    contrasts[:, 4], contrasts[range(3), range(5, 8)] = -1.0, 1.0
+    rows: dict[str, Any] = {"estimate": (fit, None)}
+    for law, k in {"HTA": 2, "HTZ": 3}.items():
+        found = fit.wald(contrasts, law=law)
+        rows[f"F of {law}"] = (found.statistic, tests["Fstat"][k])
+        rows[f"dof of {law}"] = (found.dof_denominator, tests["df_denom"][k])
+        rows[f"p of {law}"] = (found.p, tests["p_val"][k])
+    return rows
+
+
+@row("lm_hac_investment_qs_auto")
+def quadratic_spectral(cases: Any) -> Any:
+    automatic = ee.covariance.NeweyWest1994("ceil", "ceil")
+    rule = ee.HAC("quadratic-spectral", automatic)
+    return ee.estimate(investment_ols(cases), rule)
+
+
+@row("sm_quantreg_stackloss")
+def median(cases: Any) -> Any:
+    """statsmodels stops at 1e-6 of the exact solution of the linear program."""
+    data = cases.frame("stackloss.csv")
+    X = np.column_stack([np.ones(len(data)), data.iloc[:, :3]])
+    y = data.iloc[:, 3].to_numpy()
+    return {
+        "estimate, 2e-6": (
+            ee.estimate(ee.models.quantile(y, X, density="common")),
+            None,
+        )
+    }

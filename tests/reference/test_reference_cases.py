@@ -26,7 +26,7 @@ def deviations(result, case):
             bound = name.removeprefix("estimate")
             found["covariance" + bound] = float((gap / np.outer(errors, errors)).max())
             gap = np.abs(ours.theta - np.asarray(case["estimate"]))
-            found["estimate"] = float((gap / errors).max())
+            found["estimate" + bound] = float((gap / errors).max())
         else:
             ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
             gap = np.abs(ours.reshape(theirs.shape) - theirs)
