@@ -26,7 +26,7 @@ from scipy import special
 
 import eestim as ee
 from eestim.report.html import write
-from eestim.simulate import Study, Under, Variants
+from eestim.simulate import Progress, Study, Under, Variants
 from eestim.simulate.report import study_page
 
 TRUTH = {"x": 0.5}
@@ -43,14 +43,14 @@ def generate(rng: np.random.Generator, clusters: int, rho: float) -> pd.DataFram
     return pd.DataFrame({"y": y, "x": x, "group": group})
 
 
-def logistic(data: pd.DataFrame) -> tuple[ee.Estimate, pd.Series]:
+def logistic(data: pd.DataFrame) -> tuple[ee.Estimate, Any]:
     X = np.column_stack([np.ones(len(data)), data["x"]])
     equation = ee.glm(data["y"], X, family="binomial", names=["Intercept", "x"])
     return ee.estimate(equation, ee.ModelBased()), data["group"]
 
 
-def clustered(kind: str, interval: str | None = None) -> Callable[..., Any]:
-    def variant(fit):
+def clustered(kind: Any, interval: str | None = None) -> Callable[..., Any]:
+    def variant(fit: tuple[ee.Estimate, Any]) -> Any:
         estimate, group = fit
         return Under(ee.Clustered(group, kind=kind), interval)(estimate)
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the report")
     options = parser.parse_args()
 
-    def told(progress):
+    def told(progress: Progress) -> None:
         coverage, error = progress.coverage["CR2, Satterthwaite"]
         print(
             f"{progress.done}/{progress.total}, {progress.rate:.0f} a second, "

@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import importlib
+import inspect
 import io
 import os
 import re
@@ -14,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-GENERATED = ("_build", "_api")
+GENERATED = ("_build", "_api", "_generated")
 PAGES = [
     README,
     *sorted(
@@ -123,11 +125,10 @@ def test_every_page_of_the_docs_is_in_a_table_of_contents():
     assert missing == set()
 
 
-def test_every_theory_check_is_listed_with_its_claim():
-    index = (ROOT / "docs" / "theory" / "index.md").read_text(encoding="utf-8")
+def test_every_theory_check_states_its_claim():
     for check in sorted((ROOT / "theory_checks").glob("*.py")):
-        assert ast.get_docstring(ast.parse(check.read_text(encoding="utf-8")))
-        assert f"`{check.name}`" in index
+        claim = ast.get_docstring(ast.parse(check.read_text(encoding="utf-8")))
+        assert claim, f"{check.name} has no docstring"
 
 
 def test_every_public_module_is_in_the_reference():
@@ -142,7 +143,11 @@ def test_every_top_level_name_is_in_the_reference():
     import eestim as ee
 
     listed = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    assert [name for name in ee.__all__ if f"   eestim.{name}\n" not in listed] == []
+    targets = re.findall(r"   ~(eestim\S*)\.(\w+)\n", listed)
+    found = {n: getattr(importlib.import_module(m), n) for m, n in targets}
+    for name in ee.__all__:
+        if not inspect.ismodule(getattr(ee, name)):
+            assert found.get(name) is getattr(ee, name), name
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name_of)

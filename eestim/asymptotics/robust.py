@@ -31,7 +31,7 @@ class LeastSquares:
 
 @dataclass(frozen=True, slots=True)
 class LeastAbsolute:
-    """Absolute loss |x|, as in median regression."""
+    """Absolute loss ``|x|``, as in median regression."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ def proportional_robust(
     loss : {"ols", "lad", "huber"} or a loss value
         "huber" has threshold 1.345; errors have the scale stated below.
     errors : {"normal", "laplace"}, ErrorDensity or callable
-        N(0, 1); density exp(-|x|)/2 of variance 2; or a symmetric density.
+        N(0, 1); density ``exp(-|x|) / 2`` of variance 2; or a symmetric density.
 
     Raises
     ------

@@ -314,7 +314,7 @@ class ContextMLP(_Directional):
         return embeddings + (self.scale(embeddings) * latent) @ self.matrix().T
 
     def squared_size(self, embeddings: Tensor) -> Tensor:
-        """Return the mean over positions of sum_j s_j^2 |C_j|^2."""
+        """Return the mean over positions of ``sum_j s_j^2 |C_j|^2``."""
         lengths = self.matrix().square().sum(0)
         return (self.scale(embeddings).square() @ lengths).mean()
 

@@ -287,7 +287,7 @@ class _Caller(nn.Module):
 
 
 def logits_at(model: nn.Module, values: dict[str, Tensor], *arguments: Any) -> Tensor:
-    """Return draw_logits(*arguments) with some parameters replaced."""
+    """Return ``draw_logits(*arguments)`` with some parameters replaced."""
     renamed = {f"model.{name}": value for name, value in values.items()}
     logits: Tensor = functional_call(_Caller(model), renamed, arguments)
     return logits

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import special
 
 from eestim._arrays import Matrix, Vector
+from eestim.errors import DataError
 
 __all__ = [
     "Attempt",
@@ -109,7 +110,7 @@ class Variants:
         From data (and ``rng``) to anything; where it fails, every variant does.
     variants : mapping from label to callable
         From the fit to what an estimator may return; `Under` values make the usual
-        ones, ``{"HC3": Under(ee.HC(3)), "EL": Under(interval=ee.Profile())}``.
+        ones, ``{"HC3": Under(ee.HC(3)), "profile": Under(interval=ee.Profile())}``.
     """
 
     fit: Callable[..., Any]
@@ -164,7 +165,9 @@ def outcome_of(
     Raises
     ------
     SpecificationError
-        If it has another form, or lacks an estimand.
+        If it has another form.
+    DataError
+        If it lacks an estimand.
     """
     if isinstance(returned, Failure):
         return returned
@@ -245,11 +248,7 @@ def _fields(returned: Any, method: str) -> dict[str, Any]:
 def _vector(value: Any, estimands: Sequence[str], what: str) -> Vector:
     """Return a number, vector or mapping in the order of the estimands."""
     if isinstance(value, Mapping | pd.Series):
-        missing = [name for name in estimands if name not in value]
-        if missing:
-            raise SpecificationError(
-                f"{what} has no value for {missing}; `truth` names it."
-            )
+        _refuse_missing(list(value.keys()), estimands, what)
         value = [value[name] for name in estimands]
     try:
         array = np.atleast_1d(np.asarray(value, dtype=np.float64))
@@ -291,10 +290,21 @@ def _of_estimate(
 def _places(names: tuple[str, ...], estimands: Sequence[str], method: str) -> list[int]:
     if len(names) == 1 and len(estimands) == 1:
         return [0]
+    _refuse_missing(names, estimands, method)
+    return [names.index(name) for name in estimands]
+
+
+def _refuse_missing(names: Sequence[str], estimands: Sequence[str], what: str) -> None:
+    """Raise where an estimand is missing, which may be so in some replications only.
+
+    Raises
+    ------
+    DataError
+        So that it counts as a failure of this replication.
+    """
     missing = [name for name in estimands if name not in names]
     if missing:
-        raise SpecificationError(
-            f"{method} has no parameter {missing}; it has {list(names)}. Name the "
-            "estimands in `truth` as the parameters are named."
+        raise DataError(
+            f"{what} has no value for {missing}, only for {list(names)}; estimands are "
+            "named in `truth` as parameters are in the estimate."
         )
-    return [names.index(name) for name in estimands]

@@ -33,7 +33,6 @@ from eestim.simulate.batched import BatchedFit
 
 __all__ = ["Block", "Plan", "Produced", "produce", "run_block", "stream_of"]
 
-STATUSES = ("ok", "not converged", "error", "not finite")
 _DATA = (0,)  # the purpose of a stream: the data; estimators have words of their own
 _NOT_CONVERGED = ("not converged", "separated")
 _MESSAGE_LENGTH = 300
@@ -169,13 +168,9 @@ def _attempts(
 ) -> list[Attempt]:
     """Return the attempts of one estimator: one, or one for each variant."""
     estimator = plan.estimators[label]
-
     if not isinstance(estimator, Variants):
         made, seen = _caught(
-            lambda: _varied(
-                plan, data, lambda given: _call(estimator, label, given, where), label
-            ),
-            on_error,
+            lambda: _read(plan, _call(estimator, label, data, where), label), on_error
         )
         return [Attempt(made, seen)]
     fit, common = _caught(lambda: _call(estimator.fit, label, data, where), on_error)
@@ -188,10 +183,14 @@ def _attempts(
     return attempts
 
 
+def _read(plan: Plan, returned: Any, method: str) -> Outcome | Failure:
+    return outcome_of(returned, plan.estimands, plan.levels, method)
+
+
 def _varied(
-    plan: Plan, fit: Any, variant: Callable[[Any], Any], name: str
+    plan: Plan, fit: Any, variant: Callable[[Any], Any], method: str
 ) -> Outcome | Failure:
-    return outcome_of(variant(fit), plan.estimands, plan.levels, name)
+    return _read(plan, variant(fit), method)
 
 
 # ------------------------------------------------------------------------- batched
@@ -201,21 +200,15 @@ def _batch_attempts(
     plan: Plan, label: str, produced: Sequence[Produced], on_error: OnError
 ) -> list[Attempt]:
     """Return one attempt for each data set of a batch."""
-    usable = [made for made in produced if made.failure is None]
+    data = [made.data for made in produced if made.failure is None]
     fit = plan.estimators[label].fit
-    value, seen = _caught(
-        lambda: list(
-            _separate(fit([made.data for made in usable]), len(usable), label)
-        ),
-        on_error,
-    )
-    results: Iterator[Any]
-    if isinstance(value, Failure):
-        results = iter([value] * len(usable))
-    else:
-        results = iter(
-            outcome_of(one, plan.estimands, plan.levels, label) for one in value
-        )
+
+    def solved() -> list[Outcome | Failure]:
+        parts = _separate(fit(data), len(data), label)
+        return [_read(plan, one, label) for one in parts]
+
+    value, seen = _caught(solved, on_error)
+    results = iter([value] * len(data) if isinstance(value, Failure) else value)
     return [
         Attempt(made.failure if made.failure is not None else next(results), seen)
         for made in produced
@@ -271,12 +264,12 @@ def run_block(
         if plan.is_batched:
             rows = _batched_rows(plan, point, numbers, seed, on_error)
         else:
-            rows = [
-                (number, made.stream, _all_attempts(plan, made, {}, where, on_error))
-                for number in numbers
-                for made in [produce(plan, point, number, seed, on_error)]
-                for where in [(seed, point, number)]
-            ]
+            rows = []
+            for number in numbers:
+                made = produce(plan, point, number, seed, on_error)
+                where = (seed, point, number)
+                attempts = _all_attempts(plan, made, {}, where, on_error)
+                rows.append((number, made.stream, attempts))
     table = _table(plan, point, rows)
     return Block(point.number, table, time.perf_counter() - began)
 
@@ -365,9 +358,7 @@ def _table(plan: Plan, point: Point, rows: Sequence[Row]) -> pd.DataFrame:
     columns["replication"] = np.repeat([row[0] for row in rows], each)
     columns["method"] = np.tile(np.repeat(plan.methods, k), len(rows))
     columns["estimand"] = np.tile(plan.estimands, methods)
-    columns["truth"] = np.tile(
-        list(point.truth.values()), len(rows) * len(plan.methods)
-    )
+    columns["truth"] = np.tile(list(point.truth.values()), methods)
     columns |= {name: column.ravel() for name, column in numbers.items()}
     for level, (low, high) in enumerate(bound_columns(levels)):
         columns[low], columns[high] = bounds[0, level].ravel(), bounds[1, level].ravel()

@@ -16,6 +16,7 @@ from eestim.simulate.store import Sink, arranged
 __all__ = ["Precision", "Progress", "Runner", "verify_store"]
 
 _BLOCK_SECONDS = 5.0  # work that a kill may lose, for each worker
+_LEAST_SECONDS = 0.2  # below, handing out and writing a block costs as much
 _LARGEST_BLOCK = 1000
 _GROWTH = 8  # of a block over the one before, while its cost is being learnt
 
@@ -175,9 +176,12 @@ class Runner:
         while left:
             for number in list(left):
                 numbers = left[number]
-                # Ever smaller towards the end, so that no worker is left alone.
-                share = sum(map(len, left.values())) // (3 * workers) + 1
-                length = min(size[number], share) if workers > 1 else size[number]
+                length = size[number]
+                if workers > 1:  # ever smaller, so that none is left alone at the end
+                    share = sum(map(len, left.values())) // (3 * workers)
+                    length = min(
+                        length, max(share, self._count(number, _LEAST_SECONDS))
+                    )
                 run = _run_length(numbers, length, self._batch())
                 yield self.plan.points[number], numbers[:run]
                 left[number] = numbers[run:]
@@ -194,11 +198,15 @@ class Runner:
         options = {} if self.jobs is None else {"n_jobs": self.jobs}
         return int(joblib.effective_n_jobs(**options))
 
+    def _count(self, number: int, seconds: float) -> int:
+        """Return how many replications of a point take so long, one if unknown."""
+        cost = self.cost.get(number)
+        return 1 if cost is None else max(1, int(seconds / max(cost, 1e-9)))
+
     def _next_size(self, number: int, before: int) -> int:
-        seconds = self.cost.get(number)
-        if seconds is None:
+        if number not in self.cost:
             return before
-        aim = int(_BLOCK_SECONDS / max(seconds, 1e-9))
+        aim = self._count(number, _BLOCK_SECONDS)
         return max(1, min(aim, _LARGEST_BLOCK, before * _GROWTH))
 
     def _blocks(self, tasks: Iterator[tuple[Point, list[int]]]) -> Iterator[Block]:

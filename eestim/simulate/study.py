@@ -49,7 +49,7 @@ class Study:
         From the data (and ``rng``, where it has such an argument) to an `Estimate`,
         ``(estimate, se)``, ``(estimate, se, dof)``, ``(estimate, se, (lower, upper))``
         or a mapping with these names. `Variants` share a fit; `Batched` ones take
-        many data sets at once.
+        many data sets at once. All see the same data and must not change them.
     truth : number, mapping, or callable
         What is estimated: one number, numbers by the names of parameters, or a
         function of the factors that returns either.

@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def speed_up(options: argparse.Namespace) -> None:
     rates = {}
     for jobs in (1, 2):
         study.run(20, seed=1, jobs=jobs)  # workers start outside the timing
-        _, clock, _ = timed(lambda jobs=jobs: study.run(options.study, 1, jobs))
+        _, clock, _ = timed(partial(study.run, options.study, 1, jobs))
         rates[jobs] = options.study / clock
     print(
         f"Study.run: {rates[1]:.0f} replications a second with one job, {rates[2]:.0f} "

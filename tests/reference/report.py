@@ -36,7 +36,7 @@ def main() -> None:
             absent.append(case["id"])
             continue
         found = deviations(ROWS[case["id"]](cases), case)
-        package = case["source"].split(";")[-1].split(",")[-1].strip()
+        package = case["source"].split(";")[-1].split(",")[-1].split(":")[-1].strip()
         for part, deviation in found.items():
             bound = tolerance(part)
             worst = max(worst, deviation / bound)
