@@ -151,14 +151,14 @@ def run_demo(
 
 def _sections(
     wanted: tuple[Part, ...], settings: Settings, work: Path, console: Console
-) -> tuple[list[Section], dict[str, float]]:
+) -> tuple[list[Section], dict[str, str]]:
     sections, seconds = [], {}
     with _bar(console, wanted) as advance:
         for part in wanted:
             section, took = _done(part, settings, work, advance)
             sections.append(section)
             seconds[part.title] = took
-            console.print(f"{part.title}: {took:.0f} s", highlight=False)
+            console.print(f"{part.title}: {took} s", highlight=False)
     return sections, seconds
 
 
@@ -189,23 +189,25 @@ def _done(
     settings: Settings,
     work: Path,
     advance: Callable[[Part, float, str], None],
-) -> tuple[Section, float]:
+) -> tuple[Section, str]:
     """Return a part's section and seconds, taken from an interrupted run if there."""
     file = work / f"{part.name}.json"
     if file.is_file():
         record = json.loads(file.read_text(encoding="utf-8"))
         advance(part, 1.0, "")
-        return from_json(record["section"]), float(record["seconds"])
+        return from_json(record["section"]), str(record["seconds"])
     folder = work / part.name
+    resumed = folder.exists()
     folder.mkdir(exist_ok=True)
     began = time.perf_counter()
     section = part.run(
         settings, folder, lambda share, doing: advance(part, share, doing)
     )
     took = time.perf_counter() - began
-    write_json(file, {"seconds": took, "section": as_json(section)})
+    told = f"{took:.0f}" + (" after an interruption" if resumed else "")
+    write_json(file, {"seconds": told, "section": as_json(section)})
     advance(part, 1.0, "")
-    return section, took
+    return section, told
 
 
 @contextmanager
@@ -232,7 +234,7 @@ def _bar(
         yield advance
 
 
-def _facts(settings: Settings, seconds: dict[str, float]) -> dict[str, Any]:
+def _facts(settings: Settings, seconds: dict[str, str]) -> dict[str, Any]:
     names = ("numpy", "scipy", "pandas", "statsmodels", "torch", "transformers")
     found = {name: _version(name) for name in names}
     return {
@@ -242,7 +244,7 @@ def _facts(settings: Settings, seconds: dict[str, float]) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "seed": settings.seed,
         "quick": settings.quick,
-        "seconds": ", ".join(f"{title} {took:.0f}" for title, took in seconds.items()),
+        "seconds": ", ".join(f"{title} {took}" for title, took in seconds.items()),
     }
 
 

@@ -68,7 +68,8 @@ def section_from(found: "TextResult", is_embedded: bool) -> Section:
         Table(
             "training",
             found.training,
-            "What each method was given; sizes in units of the embeddings' length",
+            "What each method was given; sizes in units of the embeddings' length, "
+            "seconds of this run",
             _FORMATS,
             found.training.drop(columns=["equation", "draws"]),
         ),

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from scipy import linalg
+from tolerances import EXACT
 
 from eestim.errors import DataError, InferenceError
 from eestim.inference.ratio import ratio, satterthwaite_dof
-from tests.tolerances import EXACT
 
 
 def clusters(rng, count=7):

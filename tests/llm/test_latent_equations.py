@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from tolerances import EXACT
 
 from eestim.errors import CapabilityError, DataError
 from eestim.llm.equations import (
@@ -17,7 +18,6 @@ from eestim.llm.equations import (
     Split,
 )
 from eestim.llm.surrogates import IGNORED, leave_one_out
-from tests.tolerances import EXACT
 
 UNBIASED = [
     (Brier(), 2),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import DERIVATIVE, EXACT
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from eestim.errors import CapabilityError, DataError, IdentificationError
@@ -24,7 +25,6 @@ from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.scores import parameter_names, scores
 from eestim.llm.sensitivities import sensitivity
 from eestim.llm.synthetic import BinaryModel, binary_data
-from tests.tolerances import DERIVATIVE, EXACT
 
 ALL = {"parameters": "all", "batch_size": 50}
 EQUATIONS = [
