@@ -129,9 +129,10 @@ def test_report_is_one_page(place, tmp_path, capsys):
 
 def test_infer_prints_an_interval(place, capsys):
     options = ("--train", place / "train", "--context", 32, "--draws", 2)
-    assert run("lm", "infer", place / "latent", *options) in (0, 1)
-    told = capsys.readouterr()
-    assert "squared size" in told.out or told.err.count("\n") == 1
+    assert run("lm", "infer", place / "latent", *options) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("12 units, 1 parameters")
+    assert "squared size" in told
 
 
 @pytest.mark.parametrize(
@@ -179,3 +180,25 @@ def test_options_name_their_form(tmp_path):
         named_paths("--ood", [f"x={tmp_path}/*.md"])
     with pytest.raises(ValueError, match="NAME=VALUE"):
         named("--ood", ["=files"])
+
+
+def test_demo_takes_a_model_and_texts_of_ones_own(place, tmp_path, capsys, monkeypatch):
+    from eestim.cli import demo
+
+    all_parts = demo.parts
+
+    def only_text(settings):
+        return all_parts(settings)[-1:]
+
+    monkeypatch.setattr(demo, "parts", only_text)
+    own = ("--model", place / "tiny", "--train", place / "train")
+    shouting = ("--ood", f"caps={place / 'caps'}")
+    out = tmp_path / "demo"
+    assert run("demo", "--quick", "--out", out, *own, *shouting) == 0
+    results = json.loads((out / "results.json").read_text())
+    corpora = {row["corpus"] for row in results["tables"]["corpora"]}
+    assert corpora == {"train", "calibration", "in domain", "caps"}
+    assert {p.name for p in tmp_path.iterdir()} == {"demo"}
+    assert run("demo", "--out", tmp_path / "new", "--ood", "caps") == 1
+    assert "NAME=VALUE" in capsys.readouterr().err
+    assert not (tmp_path / "new.part").exists()

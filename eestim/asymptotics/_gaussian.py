@@ -84,4 +84,5 @@ def logistic_prox(target: Vector, lambda_: float) -> Vector:
         x = x + previous
         if (np.abs(previous) <= 4e-16 * (1.0 + np.abs(x))).all():
             break
-    return x
+    root: Vector = x
+    return root

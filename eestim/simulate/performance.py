@@ -135,7 +135,8 @@ def empirical_se(estimate: Vector) -> Measured:
     centred = estimate - estimate.mean()
     variance = float(centred @ centred / (n - 1))
     value = math.sqrt(variance)
-    influence = (np.square(centred) * n / (n - 1) - variance) / (2.0 * value)
+    slope = 1.0 / (2.0 * value) if value > 0.0 else 0.0
+    influence = (np.square(centred) * n / (n - 1) - variance) * slope
     return Measured(value, value / math.sqrt(2.0 * (n - 1)), influence)
 
 
@@ -146,8 +147,9 @@ def model_se(se: Vector) -> Measured:
     """
     variances = np.square(se)
     value = float(np.sqrt(variances.mean()))
-    influence = (variances - variances.mean()) / (2.0 * value)
-    return Measured(value, standard_error(variances) / (2.0 * value), influence)
+    slope = 1.0 / (2.0 * value) if value > 0.0 else 0.0
+    influence = (variances - variances.mean()) * slope
+    return Measured(value, standard_error(variances) * slope, influence)
 
 
 def relative_error(estimate: Vector, se: Vector) -> Measured:
@@ -169,7 +171,7 @@ def _mse(sample: Sample) -> tuple[Measured, Measured]:
     squares = np.square(sample.estimate - sample.truth)
     mse = _mean(squares)
     root = math.sqrt(mse.value)
-    slope = 1.0 / (2.0 * root) if root > 0.0 else float("nan")
+    slope = 1.0 / (2.0 * root) if root > 0.0 else 0.0
     return mse, Measured(root, mse.mcse * slope, mse.influence * slope)
 
 
@@ -202,7 +204,8 @@ def measures_of(sample: Sample, null: float = 0.0) -> dict[str, Measured]:
         found["relative_bias"] = _scaled(bias, 1.0 / truth)
     if not np.isnan(sample.se).any():
         found["model_se"] = model_se(sample.se)
-        found["relative_error"] = relative_error(estimate, sample.se)
+        if min(found["model_se"].value, found["empirical_se"].value) > 0.0:
+            found["relative_error"] = relative_error(estimate, sample.se)
     if not (np.isnan(sample.lower) | np.isnan(sample.upper)).any():
         found |= _of_intervals(sample, null)
     return {name: found[name] for name in MEASURES if name in found}

@@ -151,7 +151,8 @@ def zipper(
     r"""Return the zipper plot: all intervals, ranked by :math:`|z|`, misses dark.
 
     The dotted lines are the Wilson interval of the coverage: the zip should open
-    between them. Replications without an interval are counted in the title.
+    between them. Replications without an interval are counted in the title; the few
+    longest intervals run out of the picture.
 
     References
     ----------
@@ -165,8 +166,18 @@ def zipper(
         for ax, method in zip(axes[0], shown, strict=True):
             _zip(ax, rows[rows["method"] == method], results.levels[0])
             ax.set_xlabel("interval")
+        axes[0][0].set_xlim(*_span(rows))
         axes[0][0].set_ylabel("centile of |estimate - truth| / se")
     return figure
+
+
+def _span(rows: pd.DataFrame) -> tuple[float, float]:
+    """Return limits that hold 99% of the bounds."""
+    truth = float(rows["truth"].iloc[0])
+    reach = (rows[["lower", "upper"]] - truth).abs().to_numpy(dtype=np.float64)
+    finite = reach[np.isfinite(reach)]
+    half = 1.1 * float(np.quantile(finite, 0.99)) if len(finite) else 1.0
+    return truth - half, truth + half
 
 
 def _zip(ax: Any, rows: pd.DataFrame, level: float) -> None:

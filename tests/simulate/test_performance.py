@@ -183,6 +183,15 @@ def test_measures_that_do_not_exist_are_absent():
     assert "width" not in found
 
 
+def test_estimates_without_spread_have_no_relative_error():
+    same, zero = np.full(5, 2.0), np.zeros(5)
+    found = measures_of(Sample(same, zero, same, same, truth=2.0))
+    assert found["empirical_se"].value == found["model_se"].value == 0.0
+    assert found["coverage"].value == 1.0
+    assert found["empirical_se"].robust_mcse == 0.0
+    assert "relative_error" not in found
+
+
 def draws(n, rng, heavy=False):
     z = rng.standard_t(6, (n, 2)) if heavy else rng.normal(size=(n, 2))
     estimate = 1.0 + 0.1 + 0.5 * z[:, 0]
