@@ -26,9 +26,10 @@ _MAX_STEPS = 100
 _TINY_STEP = 1e-9  # standard errors; what is left after a last exact Newton step
 _SMALL_STEP = 1e-4  # standard errors; Newton squares it: the next is rounding
 _STILL = 1e-8  # relative step of a parameter that has settled
+_FADING = 25  # steps of a vanishing psi; from a start far off, fewer are needed
 _VANISHING = 1e-5  # psi at an iterate relative to psi at the start
 _ILL_CONDITIONED = 1e-8  # below, a better-conditioned parameterisation is asked for
-_SMALLEST_DAMPING = 2.0**-14
+_SMALLEST_DAMPING = 2.0**-40
 _BLIND = 1e-6  # noise of psi that a step may leave at a singular A
 _NUDGES = 3
 _ROUNDING = 1e-11  # of the terms of an equation, generously
@@ -312,6 +313,7 @@ def _search(
     search = _Search(equation, point, secant, np.empty((0, 0)))
     search.refresh()
     initial, last, nudges = float(np.linalg.norm(point.size)), np.inf, _NUDGES
+    fading = 0
     for taken in range(max_steps):
         factor = search.factor
         step = _newton_step(factor, search.point.mean)
@@ -327,7 +329,9 @@ def _search(
             search.refresh()
             last = np.inf
             continue
-        if np.linalg.norm(search.point.size) < _VANISHING * initial and relative > 0.1:
+        vanishing = np.linalg.norm(search.point.size) < _VANISHING * initial
+        fading = fading + 1 if vanishing and relative > 0.1 else 0
+        if fading > _FADING or (vanishing and not np.any(search.point.size)):
             moving = np.abs(step) > _STILL * np.abs(search.point.theta)
             status = Status.DIVERGED if moving.any() else Status.CONVERGED
             return search.point.theta, status, taken

@@ -218,3 +218,21 @@ def test_a_saddle_of_the_equations_is_not_called_a_root():
     regular = solve(ee.equation(psi, {"y": y}, [2.0, 1.0]))
     assert regular.is_converged
     np.testing.assert_allclose(regular.theta.prod(), 3.0, rtol=1e-6)
+
+
+def test_a_wide_poisson_model_is_not_called_divergent():
+    """Means from e^-18 to e^18: psi falls by many orders on the way to the root."""
+    rng = np.random.default_rng(8)
+    x = 3.0 * rng.normal(size=400)
+    y = rng.poisson(np.exp(0.5 + 2.0 * x)).astype(float)
+    X = np.column_stack([np.ones(400), x])
+    fit = ee.estimate(ee.glm(y, X, family="poisson"))
+    assert np.max(np.abs(fit.theta - [0.5, 2.0]) / fit.se) < 4
+    mu = np.exp(X @ fit.theta)
+    assert np.max(np.abs(X.T @ (y - mu)) / (np.abs(X).T @ y)) < 1e-10
+
+    def psi(theta, data):
+        return (data["y"] - np.exp(data["X"] @ theta))[:, None] * data["X"]
+
+    own = ee.estimate(ee.equation(psi, {"y": y, "X": X}, [0.0, 0.0]))
+    np.testing.assert_allclose(own.theta, fit.theta, rtol=1e-7)
