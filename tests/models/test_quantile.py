@@ -99,7 +99,7 @@ def test_solutions_minimise_the_check_loss(seed, n, p, tau):
     y = X.sum(axis=1) + rng.standard_t(3, n)
     equation = quantile(y, X, tau)
     theta = equation.start
-    assert np.array_equal(equation.mean_psi(theta), np.zeros(p))
+    assert np.max(np.abs(equation.mean_psi(theta))) < 1e-14  # rounding of tau
     lowest = check_loss(y, X, theta, tau)
     for scale in (1e-6, 1e-3, 1.0):
         for step in rng.normal(size=(20, p)) * scale:
