@@ -92,16 +92,30 @@ def test_half_samples_have_the_right_size(rng):
     assert rate < 0.05 + bound
 
 
-def test_half_samples_see_standard_errors_that_ignore_clusters(rng):
-    """Duplicated rows: the halves share copies, so they differ too little."""
-    values = np.repeat(rng.normal(size=40), 10)
-    ranks = []
-    for _ in range(60):
-        half = np.zeros(400)
-        half[rng.permutation(400)[:200]] = 1.0
-        ranks.append(half_sample_stability(ee.estimate(ee.mean(values)), rng).value)
-    # Negative control: independent rows would give a mean of 1 (chi-squared, 1 degree).
-    assert np.mean(ranks) < 1 + 4 * np.sqrt(2 / 60)
+def test_half_samples_see_standard_errors_that_are_too_small(rng):
+    """A doubled sensitivity halves every standard error: four times the statistic."""
+
+    class Doubled:
+        """The equation of a mean with a planted fault in A."""
+
+        def __init__(self, inner):
+            self.inner = inner
+            self.names, self.n_units = inner.names, inner.n_units
+            self.start, self.psi = inner.start, inner.psi
+
+        def sensitivity(self, theta):
+            return 2.0 * self.inner.sensitivity(theta)
+
+        def reweighted(self, weights):
+            return Doubled(self.inner.reweighted(weights))
+
+    def statistics(wrap):
+        fits = (ee.mean(rng.normal(size=200)) for _ in range(150))
+        return [half_sample_stability(ee.estimate(wrap(e)), rng).value for e in fits]
+
+    error = np.sqrt(2 / 150)  # of the mean of chi-squared values on one degree
+    assert abs(np.mean(statistics(lambda equation: equation)) - 1) < 4 * error + 0.02
+    assert np.mean(statistics(Doubled)) > 4 - 4 * 4 * error
 
 
 def test_rate_of_a_regular_estimate_and_of_a_heavy_tailed_mean(rng):
