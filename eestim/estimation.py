@@ -211,11 +211,13 @@ class Estimate:
         return pd.DataFrame(self._influence(), columns=list(self.names))
 
     def _influence(self) -> Matrix:
-        error = float(getattr(self.equation, "derivative_error", 0.0))
-        factor = sensitivity_factor(
-            self.equation.sensitivity(self.theta), self.names, error
-        )
-        return influence_of(self.equation.psi(self.theta), factor)
+        equation, theta = self.equation, self.theta
+        if self.root.working is not None:
+            equation, theta, turn = self.root.working
+        error = float(getattr(equation, "derivative_error", 0.0))
+        factor = sensitivity_factor(equation.sensitivity(theta), self.names, error)
+        influence = influence_of(equation.psi(theta), factor)
+        return influence if self.root.working is None else influence @ turn.T
 
     def _named(self, theta: Vector) -> Vector:
         """Return theta as a user's function reads it: by block, or by name."""
@@ -390,12 +392,18 @@ class Estimate:
             "Use `functional` with the prediction written as a function of theta.",
         )
         made = capability(self.theta, new_data)
-        spread = _contrast_spread(self.spread, made.jacobian, len(self.names))
-        variance = np.einsum(
-            "ij,jk,ik->i", made.jacobian, self.spread.matrix, made.jacobian
-        )
-        errors = np.sqrt(np.maximum(variance, 0.0))
-        laws = np.broadcast_to(spread.dof, len(errors))
+        inner, turn = self.spread.parts()
+        rows = made.jacobian @ turn
+        variance = np.einsum("ij,jk,ik->i", rows, inner, rows)
+        if not (variance > 0).all():
+            row = int(np.flatnonzero(~(variance > 0))[0])
+            raise InferenceError(
+                f"the prediction at row {row} has no positive variance "
+                f"({variance[row]:.3g}): its row of the design is zero, or the "
+                "covariance is indefinite. Check `new_data` and the covariance rule."
+            )
+        errors = np.sqrt(variance)
+        laws = np.broadcast_to(self._prediction_dof(made.jacobian), len(errors))
         half = stats.t.ppf(0.5 + level / 2.0, laws) * errors
         bounds = np.sort([made.linear - half, made.linear + half], axis=0)
         columns = {"estimate": made.linear, "se": errors}
@@ -422,6 +430,12 @@ class Estimate:
         from eestim.asymptotics import regime
 
         return regime(self)
+
+    def _prediction_dof(self, rows: Matrix) -> Vector:
+        """Return degrees of freedom for rows of a design, (m,)."""
+        if self.spread.contrast_dof is not None:
+            return self.spread.contrast_dof(rows)
+        return _smallest_dof(self.spread, rows, len(self.names))
 
     # -------------------------------------------------------------------- reports
 
@@ -487,9 +501,14 @@ def _contrast_spread(spread: Covariance, slope: Matrix, p: int) -> Covariance:
     """Return the covariance of linear combinations, with their own dof."""
     if spread.contrast_dof is not None:
         return spread.transformed(slope)
-    dof = np.broadcast_to(spread.dof, p)
-    taken = np.where(slope != 0, dof, np.inf).min(axis=1)
+    taken = _smallest_dof(spread, slope, p)
     return replace(spread.transformed(slope), dof=taken)
+
+
+def _smallest_dof(spread: Covariance, slope: Matrix, p: int) -> Vector:
+    dof = np.broadcast_to(spread.dof, p)
+    smallest: Vector = np.where(slope != 0, dof, np.inf).min(axis=1)
+    return smallest
 
 
 def _checked(made: Estimate, slope: Matrix | None = None) -> Estimate:

@@ -56,6 +56,8 @@ def save(estimate: "Estimate", path: str | Path) -> Path:
     }
     if spread.replicates is not None:
         arrays["replicates"] = spread.replicates
+    if spread.coordinates is not None:
+        arrays["inner"], arrays["turn"] = spread.coordinates
     temporary = target.with_name(target.name + ".part")
     with temporary.open("wb") as stream:
         np.savez(stream, meta=np.array(json.dumps(meta)), **arrays)
@@ -99,6 +101,7 @@ def load(path: str | Path) -> "Estimate":
         n_clusters=tuple(meta["n_clusters"]),
         findings=tuple(Finding(**record) for record in meta["findings"]),
         replicates=arrays.get("replicates"),
+        coordinates=(arrays["inner"], arrays["turn"]) if "turn" in arrays else None,
     )
     root = Root(theta, Status[meta["status"]], meta["residual"], meta["steps"])
     equation = Evaluated(names, arrays["psi"], arrays["sensitivity"], theta)

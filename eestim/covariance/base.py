@@ -60,6 +60,8 @@ class Covariance:
         Degrees of freedom for the rows of a contrast matrix (m, p) -> (m,).
     replicates : (R, p) array or None
         Draws of theta, for resampling rules.
+    coordinates : ((k, k) array, (p, k) array) or None
+        `parts` of a covariance computed in other coordinates.
     """
 
     matrix: Matrix
@@ -72,6 +74,17 @@ class Covariance:
     findings: tuple[Finding, ...] = ()
     contrast_dof: Callable[[Matrix], Vector] | None = None
     replicates: Matrix | None = None
+    coordinates: tuple[Matrix, Matrix] | None = None
+
+    def parts(self) -> tuple[Matrix, Matrix]:
+        """Return ``(inner, T)`` with ``matrix = T @ inner @ T.T``, inner well scaled.
+
+        Variances of linear combinations ``c`` are formed as ``(c T) inner (c T)'``:
+        from the matrix itself they cancel where a covariate lies far from zero.
+        """
+        if self.coordinates is not None:
+            return self.coordinates
+        return self.matrix, np.eye(len(self.matrix))
 
     def transformed(self, transform: Matrix) -> "Covariance":
         """Return the covariance of ``transform @ eta``, this being that of eta."""
@@ -81,9 +94,12 @@ class Covariance:
             dof, own = inner(transform), getattr(inner, "transformed", None)
             outer = own(transform) if own else lambda rows: inner(rows @ transform)
 
+        inner_matrix, turn = self.parts()
+        turn = transform @ turn
         return replace(
             self,
-            matrix=transform @ self.matrix @ transform.T,
+            matrix=turn @ inner_matrix @ turn.T,
+            coordinates=(inner_matrix, turn),
             dof=dof,
             contrast_dof=outer,
             replicates=None

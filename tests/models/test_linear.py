@@ -305,3 +305,35 @@ def test_separation_is_judged_on_the_rows_with_weight():
     assert ee.estimate(ee.glm(y, design, family="binomial")).root.is_converged
     with pytest.raises(SeparationError):
         ee.estimate(ee.glm(y, design, family="binomial", weights=ee.Sampling(weights)))
+
+
+@pytest.mark.parametrize("location", [5e7, 1e9])
+def test_predictions_and_functionals_far_from_zero(location):
+    """Spread 1 around 1e9: from V itself the variance of a mean would cancel."""
+    rng = np.random.default_rng(9)
+    z = np.round(rng.normal(size=400), 3)
+    y = (rng.random(400) < 1 / (1 + np.exp(-0.3 - 0.8 * z))).astype(float)
+    far = ee.estimate(ee.glm("y ~ x", {"y": y, "x": location + z}, family="binomial"))
+    near = ee.estimate(ee.glm("y ~ x", {"y": y, "x": z}, family="binomial"))
+    assert far.root.working is not None
+    points = np.array([-1.0, 0.0, 2.0])
+    one, two = far.predict({"x": location + points}), near.predict({"x": points})
+    np.testing.assert_allclose(one["se"], two["se"], rtol=1e-5)
+    np.testing.assert_allclose(one["lower"], two["lower"], rtol=1e-5)
+    np.testing.assert_allclose(
+        far.influence()["x"], near.influence()["x"], rtol=1e-5, atol=1e-5
+    )
+    doubled = far.functional(lambda t: 2 * t["x"])
+    np.testing.assert_allclose(doubled.se.iloc[0], 2 * near.se["x"], rtol=1e-5)
+    # Negative control: the variance formed from V in the units of the data.
+    row = np.array([1.0, location])
+    assert (
+        abs(
+            row
+            @ far.spread.matrix
+            @ row
+            / near.predict({"x": [0.0]}, scale="link")["se"].iloc[0] ** 2
+            - 1
+        )
+        > 1e-3
+    )
