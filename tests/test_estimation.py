@@ -160,3 +160,14 @@ def test_a_capability_that_is_missing_is_named(data):
         fit.predict(data)
     with pytest.raises(CapabilityError, match="ModelBased"):
         fit.with_covariance(ee.ModelBased())
+
+
+def test_a_covariance_cannot_keep_the_parts_of_another_matrix(fit):
+    """A functional of a changed matrix would have the variance of the old one."""
+    from dataclasses import replace
+
+    turned = fit.spread.transformed(np.eye(len(fit.names)))
+    with pytest.raises(ValueError, match="`coordinates` are not those of `matrix`"):
+        replace(turned, matrix=2.0 * turned.matrix)
+    changed = replace(turned, matrix=2.0 * turned.matrix, coordinates=None)
+    np.testing.assert_allclose(changed.parts()[0], 2.0 * fit.spread.matrix, rtol=EXACT)

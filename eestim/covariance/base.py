@@ -76,6 +76,18 @@ class Covariance:
     replicates: Matrix | None = None
     coordinates: tuple[Matrix, Matrix] | None = None
 
+    def __post_init__(self) -> None:
+        # `replace(spread, matrix=...)` must not leave the parts of another matrix.
+        if self.coordinates is not None:
+            inner, turn = self.coordinates
+            scale = np.sqrt(np.abs(np.diag(self.matrix)))
+            apart = np.abs(turn @ inner @ turn.T - self.matrix)
+            if (apart > 1e-8 * np.outer(scale, scale)).any():
+                raise ValueError(
+                    "`coordinates` are not those of `matrix`; pass both, or "
+                    "coordinates=None."
+                )
+
     def parts(self) -> tuple[Matrix, Matrix]:
         """Return ``(inner, T)`` with ``matrix = T @ inner @ T.T``, inner well scaled.
 

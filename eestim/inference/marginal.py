@@ -231,6 +231,7 @@ def _with_sampling(fixed: Estimate, apart: Matrix) -> Estimate:
     spread = replace(
         fixed.spread,
         matrix=fixed.spread.matrix + added,
+        coordinates=None,
         rule=f"{fixed.spread.rule}, covariates sampled",
         contrast_dof=None,
         replicates=None,
