@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eestim.errors import DataError
+from eestim.errors import CapabilityError, DataError
 from eestim.llm.averaging import average_log_probabilities, standard_normal
 from eestim.llm.documents import TokenBatch
 from eestim.llm.generation import generate
 from eestim.llm.perturbations import Perturbation, from_config
+from eestim.llm.sites import bypassed, linear_head
 from eestim.llm.surrogates import IGNORED
 
 __all__ = ["LatentPrefixLM", "as_token_batch"]
@@ -67,7 +68,7 @@ class LatentPrefixLM(nn.Module):
         train_base: bool = True,
     ) -> None:
         super().__init__()
-        _check_base(base, perturbation)
+        self._head_is_linear = _check_base(base, perturbation)
         self.base = base
         self.perturbation = perturbation
         self.tokenizer = tokenizer
@@ -125,6 +126,48 @@ class LatentPrefixLM(nn.Module):
         flat = self.narrowed(perturbed.flatten(0, 1))
         logits: Tensor = self.base(inputs_embeds=flat, use_cache=False).logits
         return logits.view(draws, rows, *logits.shape[1:])
+
+    def hidden_of(self, perturbed: Tensor) -> Tensor:
+        """Return (K, B, T, width) last hidden states of perturbed embeddings."""
+        with bypassed([self._head()]):
+            return self.logits_of(perturbed)
+
+    def draw_hidden(self, batch: Any, draws: int, generator: Generator) -> Tensor:
+        """Return the (K, B, T, width) states that `head` maps to `draw_logits`.
+
+        Raises
+        ------
+        CapabilityError
+            If the base's logits are not a linear map of hidden states.
+        """
+        embeddings = self.embed(batch)
+        latents = self.latents(embeddings, draws, generator)
+        return self.hidden_of(self.perturb(embeddings, latents))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of last hidden states (..., width)."""
+        logits: Tensor = self._head()(hidden)
+        return logits
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The (V, width) weight of the output head; the embedding table where tied."""
+        return self._head().weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """The (V,) bias of the output head, or None."""
+        return self._head().bias
+
+    def _head(self) -> nn.Linear:
+        head = linear_head(self.base)
+        if head is None or not self._head_is_linear:
+            raise CapabilityError(
+                f"`base` ({type(self.base).__name__}) does more than one linear map "
+                "after its last hidden states (an adapter, a softcap or a scale); use "
+                "draw_logits."
+            )
+        return head
 
     def draw_logits(self, batch: Any, draws: int, generator: Generator) -> Tensor:
         """Return logits of independent draws.
@@ -264,8 +307,11 @@ def as_token_batch(batch: Any) -> TokenBatch:
     return TokenBatch(ids, targets)
 
 
-def _check_base(base: Any, perturbation: Perturbation | None) -> None:
-    """Check that the base takes, and uses, embeddings of the right width."""
+def _check_base(base: Any, perturbation: Perturbation | None) -> bool:
+    """Check that the base takes, and uses, embeddings of the right width.
+
+    Return whether its logits are its head's linear map of the last hidden states.
+    """
     if not isinstance(base, nn.Module) or not hasattr(base, "get_input_embeddings"):
         raise TypeError(
             f"`base` is a {type(base).__name__}; expected a Hugging Face causal "
@@ -296,6 +342,13 @@ def _check_base(base: Any, perturbation: Perturbation | None) -> None:
             f"`base` ({type(base).__name__}) ignores or alters `inputs_embeds`: its "
             "logits do not follow them. Use a model that reads its input embeddings."
         )
+    head = linear_head(call)
+    if head is None:
+        return False
+    with torch.no_grad(), bypassed([head]):
+        hidden = call(inputs_embeds=clean, use_cache=False).logits
+    with torch.no_grad():
+        return torch.equal(head(hidden), given)
 
 
 def _check_folder(folder: Path) -> None:

@@ -5,9 +5,16 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from eestim.errors import DataError
+from eestim.errors import CapabilityError, DataError
 from eestim.llm.averaging import average_log_probabilities
 from eestim.llm.base import byte_model, byte_tokenizer
 from eestim.llm.documents import TokenBatch
@@ -261,6 +268,33 @@ def test_dropout_stays_off():
     model.train()
     first = model.draw_logits(ids(), 2, seeded(0))
     torch.testing.assert_close(first, model.draw_logits(ids(), 2, seeded(0)))
+
+
+@pytest.mark.parametrize("base", [tiny, gpt2, qwen2])
+def test_head_of_hidden_states_gives_the_logits(base):
+    model = LatentPrefixLM(base(), Gated(WIDTH, rank=3, size=2.0))
+    logits = model.draw_logits(ids(), 4, seeded(0))
+    hidden = model.draw_hidden(ids(), 4, seeded(0))
+    assert hidden.shape == (4, 3, 10, WIDTH)
+    assert torch.equal(model.head(hidden), logits)
+    by_hand = hidden @ model.head_weight.T
+    assert model.head_bias is None
+    torch.testing.assert_close(by_hand, logits)
+    assert torch.equal(model.draw_logits(ids(), 4, seeded(0)), logits)  # head is back
+
+
+def test_hidden_states_are_refused_where_logits_are_post_processed():
+    config = Gemma2Config(
+        vocab_size=259, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, pad_token_id=0,
+        max_position_embeddings=CONTEXT, final_logit_softcapping=0.01,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LatentPrefixLM(Gemma2ForCausalLM(config), LowRank(WIDTH, rank=3))
+    assert model.draw_logits(ids(), 2, seeded(0)).shape == (2, 3, 10, 259)
+    with pytest.raises(CapabilityError, match="more than one linear map"):
+        model.draw_hidden(ids(), 2, seeded(0))
 
 
 class Deaf(nn.Module):
