@@ -9,9 +9,9 @@ function of these::
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eestim import asymptotics, covariance, diagnostics, errors, models, report
+from eestim import covariance, errors, models
 from eestim.covariance import (
     HAC,
     HC,
@@ -29,7 +29,6 @@ from eestim.covariance import (
     PanelHAC,
     Survey,
 )
-from eestim.diagnostics import diagnose
 from eestim.equations import equation
 from eestim.estimation import Estimate, estimate
 from eestim.inference.anytime import Anytime
@@ -49,11 +48,27 @@ from eestim.weights import Frequency, Importance, Sampling
 __version__ = "0.1.0"
 
 
+# Imported when first used (PEP 562): `import eestim` stays fast for those who estimate.
+_NAMESPACES = ("asymptotics", "diagnostics", "report", "simulate", "testing")
+if TYPE_CHECKING:
+    from eestim import asymptotics, diagnostics, report, simulate
+    from eestim.diagnostics import diagnose
+
+
 def __getattr__(name: str) -> Any:
-    """Import `eestim.simulate` when it is first used: few sessions need it."""
-    if name == "simulate":
-        return importlib.import_module("eestim.simulate")
+    """Import a namespace, or `diagnose`, at its first use."""
+    if name in _NAMESPACES:
+        return importlib.import_module(f"eestim.{name}")
+    if name == "diagnose":
+        from eestim.diagnostics import diagnose
+
+        return diagnose
     raise AttributeError(f"module 'eestim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the lazy names too, for completion."""
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [
@@ -103,5 +118,6 @@ __all__ = [
     "ols",
     "pool",
     "report",
+    "simulate",
     "stack",
 ]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from eestim._arrays import Matrix, Vector, as_float
 from eestim._differentiate import jacobian as difference_jacobian
@@ -126,7 +126,7 @@ class Estimate:
             raise ValueError(f"`level` must lie between 0 and 1; got {level!r}.")
         tail = 0.5 + level / 2.0
         law = self._law_dof(method)
-        quantile: Vector = np.asarray(stats.t.ppf(tail, law), dtype=np.float64)
+        quantile: Vector = np.asarray(scipy.stats.t.ppf(tail, law), dtype=np.float64)
         return quantile
 
     def interval(
@@ -193,7 +193,7 @@ class Estimate:
                 "estimate": self.theta,
                 "se": errors,
                 "statistic": statistic,
-                "p": 2.0 * stats.t.sf(np.abs(statistic), dof),
+                "p": 2.0 * scipy.stats.t.sf(np.abs(statistic), dof),
                 "lower": bounds["lower"],
                 "upper": bounds["upper"],
             },
@@ -404,7 +404,7 @@ class Estimate:
             )
         errors = np.sqrt(variance)
         laws = np.broadcast_to(self._prediction_dof(made.jacobian), len(errors))
-        half = stats.t.ppf(0.5 + level / 2.0, laws) * errors
+        half = scipy.stats.t.ppf(0.5 + level / 2.0, laws) * errors
         bounds = np.sort([made.linear - half, made.linear + half], axis=0)
         columns = {"estimate": made.linear, "se": errors}
         columns |= {"lower": bounds[0], "upper": bounds[1]}

@@ -205,6 +205,16 @@ def test_fresh_interpreter_leaves_heavy_packages_unloaded(statement, allowed):
     assert [name for name in UNLOADED if name in loaded - allowed] == []
 
 
+def test_import_leaves_what_few_need_for_later():
+    """scipy.stats alone takes longer than the rest of the package."""
+    later = {"scipy.stats", "eestim.asymptotics", "eestim.simulate", "formulaic"}
+    assert later & set(loaded_after("import eestim")) == set()
+    assert later - set(loaded_after("import eestim.asymptotics")) == {
+        "eestim.simulate",
+        "formulaic",
+    }
+
+
 def test_import_time_is_measured(record_property):
     """Record how long `import eestim` takes beyond its dependencies; assert nothing."""
 

@@ -56,6 +56,7 @@ TOP_LEVEL = [
     "ols",
     "pool",
     "report",
+    "simulate",
     "stack",
 ]
 NEEDS_TORCH = ("eestim.autodiff", "eestim.llm")

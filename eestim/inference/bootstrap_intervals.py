@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from eestim._arrays import Matrix, Vector
 from eestim.covariance._refits import group_scores, groups_of
@@ -279,15 +279,15 @@ def bca_levels(
             f"every replicate of parameter {j} lies on one side of the estimate, so "
             "the bias correction of BCa is infinite. Use more draws, or Studentized."
         )
-    offset = stats.norm.ppf(share)[:, None]
-    sum_ = offset + stats.norm.ppf(np.asarray(tails))
+    offset = scipy.stats.norm.ppf(share)[:, None]
+    sum_ = offset + scipy.stats.norm.ppf(np.asarray(tails))
     denominator = 1.0 - acceleration[:, None] * sum_
     if (denominator <= 0.0).any():
         raise InferenceError(
             "the acceleration is too large for this level; BCa is not defined. Use "
             "Studentized, or a smaller level."
         )
-    levels: Matrix = stats.norm.cdf(offset + sum_ / denominator)
+    levels: Matrix = scipy.stats.norm.cdf(offset + sum_ / denominator)
     return levels
 
 

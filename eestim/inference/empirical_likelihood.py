@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
-from scipy import stats
+import scipy
 
 from eestim.errors import InferenceError
 from eestim.inference._crossing import checked_level
@@ -66,6 +66,8 @@ class EmpiricalLikelihood:
                 f"EmpiricalLikelihood needs more units than parameters; there are "
                 f"{estimate.n_units} and {len(estimate.names)}."
             )
-        law = stats.f(1, below) if self.calibration == "F" else stats.chi2(1)
+        law = (
+            scipy.stats.f(1, below) if self.calibration == "F" else scipy.stats.chi2(1)
+        )
         critical = float(law.ppf(checked_level(level)))
         return profiled_interval(estimate, empirical, critical, "EmpiricalLikelihood()")

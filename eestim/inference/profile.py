@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from eestim._arrays import Vector
 from eestim._differentiate import jumping_columns
@@ -70,7 +70,7 @@ class Profile:
         checked_level(level)
         log_likelihood_of(estimate.equation, "Profile()")
         require_independent_units(estimate, "Profile()")
-        critical = float(stats.chi2.ppf(level, 1))
+        critical = float(scipy.stats.chi2.ppf(level, 1))
         bounds = [
             _likelihood_bounds(estimate, j, critical)
             for j in range(len(estimate.names))
@@ -166,7 +166,7 @@ class ScoreInverted:
             If units depend on each other, an equation has no noise, or psi jumps and
             there is more than one parameter.
         """
-        critical = float(stats.chi2.ppf(checked_level(level), 1))
+        critical = float(scipy.stats.chi2.ppf(checked_level(level), 1))
         return profiled_interval(estimate, euclidean, critical, "ScoreInverted()")
 
 

@@ -7,7 +7,7 @@ document share its subject and its author, so documents are the independent unit
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from eestim._arrays import Vector
 from eestim.errors import DataError, InferenceError
@@ -46,7 +46,7 @@ class Ratio:
         """
         if not 0 < level < 1:
             raise ValueError(f"`level` is {level}; it must lie between 0 and 1.")
-        half = float(stats.t.ppf((1 + level) / 2, self.dof)) * self.se
+        half = float(scipy.stats.t.ppf((1 + level) / 2, self.dof)) * self.se
         return self.estimate - half, self.estimate + half
 
 

@@ -5,7 +5,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+import scipy
+from scipy import optimize
 
 from eestim._arrays import Matrix, Vector
 from eestim._linalg import symmetric_power
@@ -81,7 +82,7 @@ def _test(
     rule: str,
     citation: str,
 ) -> RestrictedTest:
-    p = float(stats.chi2.sf(statistic, dof))
+    p = float(scipy.stats.chi2.sf(statistic, dof))
     values = pd.Series(theta, index=list(names), name="restricted")
     return RestrictedTest(kind, statistic, dof, p, values, rule, citation)
 

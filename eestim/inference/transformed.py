@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+import scipy
+from scipy import special
 
 from eestim._arrays import Vector
 from eestim._differentiate import jacobian, response_steps
@@ -41,7 +42,7 @@ class Transform:
 
 
 def _normal_slope(p: Any) -> Any:
-    return 1.0 / stats.norm.pdf(special.ndtri(p))
+    return 1.0 / scipy.stats.norm.pdf(special.ndtri(p))
 
 
 TRANSFORMS: dict[str, Transform] = {
@@ -148,7 +149,7 @@ class Transformed:
         """
         tail = 0.5 + checked_level(level) / 2.0
         dof = np.broadcast_to(estimate.spread.dof, len(estimate.names))
-        half = stats.t.ppf(tail, dof) * np.sqrt(np.diag(estimate.spread.matrix))
+        half = scipy.stats.t.ppf(tail, dof) * np.sqrt(np.diag(estimate.spread.matrix))
         bounds = [
             _bounds(transform, float(value), float(length), name)
             for transform, value, length, name in zip(

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from eestim._arrays import Matrix, Vector, as_float
 from eestim._linalg import symmetric_power
@@ -301,7 +301,7 @@ def wald_test(
     law = law or _default_law(spread)
     findings = _rank_findings(len(restrictions), wanted, found.rank)
     if law == "chi2":
-        p = float(stats.chi2.sf(found.quadratic, found.rank))
+        p = float(scipy.stats.chi2.sf(found.quadratic, found.rank))
         return WaldTest(
             found.quadratic, found.rank, np.inf, p, law, found.quadratic, 1.0, findings
         )
@@ -317,7 +317,7 @@ def wald_test(
                 "restrictions (nu - q + 1 must be positive); test fewer at a time."
             )
     value = scale * found.quadratic / found.rank
-    p = float(stats.f.sf(value, found.rank, below))
+    p = float(scipy.stats.f.sf(value, found.rank, below))
     return WaldTest(value, found.rank, below, p, law, found.quadratic, scale, findings)
 
 

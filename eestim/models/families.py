@@ -1,10 +1,11 @@
 """Exponential families and links: the numbers a GLM is made of."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from eestim._arrays import Vector, show_rows
 from eestim.errors import DataError
@@ -28,6 +29,10 @@ class Link:
 def _logit_slope(eta: Vector) -> Vector:
     slope: Vector = special.expit(eta) * special.expit(-eta)
     return slope
+
+
+def _normal_density(eta: Vector) -> Vector:
+    return np.exp(-0.5 * eta**2) / math.sqrt(2.0 * math.pi)
 
 
 def _cloglog_slope(eta: Vector) -> Vector:
@@ -56,8 +61,8 @@ LINKS: dict[str, Link] = {
             "probit",
             special.ndtri,
             special.ndtr,
-            stats.norm.pdf,
-            lambda eta: -eta * stats.norm.pdf(eta),
+            _normal_density,
+            lambda eta: -eta * _normal_density(eta),
         ),
         Link(
             "cloglog",
