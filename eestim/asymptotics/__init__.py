@@ -9,7 +9,8 @@
   `df_debiased`, `debiased_ridge`, `linearised_prediction`.
 - No perturbation as a hypothesis: `one_sided_score_test`, `boundary_p_value`,
   `simulated_null`, `rate_slope`.
-- A too large to store: `solve_adjoint`, `operator_functional`.
+- A too large to store: `solve_adjoint`, `operator_functional`, `design_operators`,
+  `dense_operators` (in torch: `eestim.autodiff.surrogate_operators`).
 
 - Equations and fits of the package: `regime`, `estimable`, `invariance_over_roots`,
   `adjusted_fit`.
@@ -57,7 +58,10 @@ from eestim.asymptotics.interpolation import interpolation_guard, interpolation_
 from eestim.asymptotics.linearised import LinearisedPrediction, linearised_prediction
 from eestim.asymptotics.operators import (
     AdjointSolution,
+    EquationOperators,
     OperatorFunctional,
+    dense_operators,
+    design_operators,
     operator_functional,
     solve_adjoint,
 )
@@ -123,6 +127,7 @@ __all__ = [
     "AdjustedCoefficients",
     "AdjustedFit",
     "AdjustedLogistic",
+    "EquationOperators",
     "ErrorDensity",
     "Estimability",
     "FunctionalCovariance",
@@ -157,7 +162,9 @@ __all__ = [
     "boundary_p_value",
     "check_separation",
     "debiased_ridge",
+    "dense_operators",
     "design_findings",
+    "design_operators",
     "df_adjusted_sandwich",
     "df_debiased",
     "efficient_score",

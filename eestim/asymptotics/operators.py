@@ -8,6 +8,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, lsmr
 
 from eestim._arrays import Matrix, Vector, as_float, check_finite
+from eestim.equations import EstimatingEquation
 from eestim.errors import (
     ConvergenceError,
     IdentificationError,
@@ -16,7 +17,10 @@ from eestim.errors import (
 
 __all__ = [
     "AdjointSolution",
+    "EquationOperators",
     "OperatorFunctional",
+    "dense_operators",
+    "design_operators",
     "operator_functional",
     "solve_adjoint",
 ]
@@ -259,3 +263,151 @@ def operator_functional(
     if theta_error is not None:
         bound = float(np.linalg.norm(solution.residual)) * theta_error / se
     return OperatorFunctional(se, bound, n_units, solution)
+
+
+# ------------------------------------------------------- A and psi of an equation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EquationOperators:
+    r"""A and psi at one theta as linear maps; nothing of size P by P or n by P.
+
+    Made by `design_operators`, `dense_operators`, and for torch by
+    ``eestim.autodiff.surrogate_operators``.
+
+    Attributes
+    ----------
+    sensitivity : LinearOperator, (q, P)
+        ``matvec(v)`` is A v, ``rmatvec(c)`` is A'c.
+    psi : LinearOperator, (n, q)
+        ``matvec(c)`` holds c'psi_i of the n units, ``rmatvec(w)`` is
+        :math:`\sum_i w_i\psi_i`.
+    names : tuple of str, optional
+        Of the P parameters, for messages.
+    scale : (P,) array, optional
+        Factors that bring the columns of A to one size (its rows too if q = P).
+    """
+
+    sensitivity: LinearOperator
+    psi: LinearOperator
+    names: Sequence[str] | None = None
+    scale: Vector | None = None
+
+    @property
+    def n_units(self) -> int:
+        """Number of independent units, n."""
+        return int(self.psi.shape[0])
+
+    def mean_psi(self) -> Vector:
+        """Return the mean of psi, (q,)."""
+        return np.asarray(self.psi.rmatvec(np.ones(self.n_units))) / self.n_units
+
+    def functional(
+        self, gradient: Any, *, theta_error: float | None = None, **options: Any
+    ) -> "OperatorFunctional":
+        """Return the standard error of a functional of this gradient.
+
+        Parameters
+        ----------
+        gradient : (P,) array
+        theta_error, **options
+            See `operator_functional` and `solve_adjoint`.
+
+        Raises
+        ------
+        IdentificationError, ConvergenceError, InterpolationError
+            See `operator_functional`.
+        """
+        q, p = self.sensitivity.shape
+        if self.scale is not None:
+            options.setdefault("column_scale", self.scale)
+            if q == p:
+                options.setdefault("row_scale", self.scale)
+        return operator_functional(
+            self.sensitivity,
+            lambda c: [self.psi.matvec(c)],
+            gradient,
+            theta_error=theta_error,
+            names=self.names,
+            **options,
+        )
+
+
+def design_operators(
+    X: Any, weight: Any, residual: Any, names: Sequence[str] | None = None
+) -> EquationOperators:
+    r"""Return A and psi of a regression as maps, for dense or sparse X.
+
+    .. math:: \psi_i = x_i r_i, \quad A = n^{-1} X'\mathrm{diag}(w)X
+
+    Parameters
+    ----------
+    X : (n, P) array, sparse array or LinearOperator
+        Design.
+    weight : (n,) array
+        Minus the derivative of each residual in the linear predictor.
+    residual : (n,) array
+        What multiplies the row in psi.
+    names : sequence of str, optional
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> maps = design_operators(np.ones((4, 1)), np.ones(4), [1.0, -1.0, 1.0, -1.0])
+    >>> maps.functional([1.0]).se
+    0.5
+    """
+    design = aslinearoperator(X)
+    w = check_finite(as_float(weight, "weight", ndim=1), "weight")
+    r = check_finite(as_float(residual, "residual", ndim=1), "residual")
+    n, p = design.shape
+    if w.shape != (n,) or r.shape != (n,):
+        raise ValueError(
+            f"`X` is {design.shape}, `weight` {w.shape}, `residual` {r.shape}; give "
+            "one weight and residual for each row."
+        )
+
+    def product(v: Vector) -> Vector:
+        made: Vector = design.rmatvec(w * design.matvec(v.ravel())) / n
+        return made
+
+    return EquationOperators(
+        LinearOperator((p, p), matvec=product, rmatvec=product, dtype=np.float64),
+        LinearOperator(
+            (n, p),
+            matvec=lambda c: r * design.matvec(c.ravel()),
+            rmatvec=lambda v: design.rmatvec(r * v.ravel()),
+            dtype=np.float64,
+        ),
+        names,
+    )
+
+
+def dense_operators(equation: EstimatingEquation, theta: Any) -> EquationOperators:
+    """Return the maps of an equation that has psi and A as arrays.
+
+    The dense twin of the other routes: it stores both, and gives the same numbers.
+
+    Parameters
+    ----------
+    equation : EstimatingEquation
+    theta : (P,) array
+        Where to evaluate.
+
+    Examples
+    --------
+    >>> import eestim as ee
+    >>> maps = dense_operators(ee.mean([1.0, 2.0, 6.0]), [3.0])
+    >>> maps.mean_psi()
+    array([0.])
+    """
+    at = check_finite(as_float(theta, "theta", ndim=1), "theta")
+    return EquationOperators(
+        aslinearoperator(equation.sensitivity(at)),
+        aslinearoperator(equation.psi(at)),
+        tuple(equation.names),
+    )
