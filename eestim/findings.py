@@ -24,6 +24,12 @@ class Finding:
         One sentence on what the value says about this fit.
     advice : str
         What to do next; empty when nothing needs doing.
+    assumptions : str
+        What the verdict rests on, and where it misleads.
+    dof : float
+        Degrees of freedom of the law of the statistic; NaN where it has none.
+    p : float
+        p value; NaN where the bound is not that of a test.
 
     Examples
     --------
@@ -37,6 +43,14 @@ class Finding:
     threshold: float
     meaning: str
     advice: str = ""
+    assumptions: str = ""
+    dof: float = float("nan")
+    p: float = float("nan")
+
+    @property
+    def statistic(self) -> float:
+        """The value that was compared with the threshold."""
+        return self.value
 
     def __str__(self) -> str:
         return f"[{self.status}] {self.name}: {self.meaning} {self.advice}".rstrip()

@@ -6,10 +6,18 @@ from itertools import pairwise
 import numpy as np
 
 from eestim._arrays import Matrix, Vector
+from eestim.covariance.base import sandwich
 from eestim.errors import InferenceError
 from eestim.findings import Finding
+from eestim.moments import Moments
 
-__all__ = ["RANDOM_SCALING", "PathAverage", "batch_means", "sgd_convergence"]
+__all__ = [
+    "RANDOM_SCALING",
+    "PathAverage",
+    "batch_means",
+    "plug_in",
+    "sgd_convergence",
+]
 
 RANDOM_SCALING = {0.80: 3.875, 0.90: 5.323, 0.95: 6.747, 0.98: 8.613}
 """Two-sided critical values of the random-scaling statistic, by level.
@@ -134,17 +142,57 @@ def batch_means(path: Matrix, batches: int | None = None) -> Matrix:
     return covariance
 
 
-def sgd_convergence(residual: float, threshold: float = 0.1) -> Finding:
-    """Judge an iterate by the mean of psi in units of its noise (`root.residual`)."""
-    failed = residual > 1.0
-    warned = residual > threshold
+def plug_in(moments: Moments) -> Matrix:
+    r"""Return the sandwich of A and M averaged along a path, (p, p).
+
+    .. math:: \hat A^{-1} \hat M \hat A^{-\top} / n
+
+    Add the `Moments` of each step, at the iterate of that step, leaving out the first
+    tenth; n is the number of units seen.
+
+    Examples
+    --------
+    >>> one = Moments(50.0, np.zeros(1), np.array([[4.0]]), np.array([[2.0]]))
+    >>> plug_in(one + one)
+    array([[0.01]])
+    """
+    return sandwich(moments.sensitivity, moments.meat, moments.n)
+
+
+def sgd_convergence(
+    residual: float, threshold: float = 0.1, passes: float = 1.0
+) -> Finding:
+    """Judge an iterate by the mean of psi in units of its noise (`root.residual`).
+
+    Parameters
+    ----------
+    residual : float
+    threshold : float
+        Warned above; failed above 1.
+    passes : float
+        Passes over the data. After more than one, iterates approach the root of the
+        sample: intervals along the path then hold that root, not the truth.
+    """
+    is_far, is_failed = residual > threshold, residual > 1.0
+    again = passes > 1.0
+    advice = []
+    if is_far:
+        advice.append(
+            "Train longer, average the iterates, or polish with "
+            "ee.estimate(eq, start=...)."
+        )
+    if again:
+        advice.append(
+            "Use the sandwich at the estimate; random scaling and batch means are for "
+            "one pass."
+        )
     return Finding(
         "sgd convergence",
-        "fail" if failed else "warn" if warned else "pass",
+        "fail" if is_failed else "warn" if is_far or again else "pass",
         residual,
         threshold,
-        f"The mean of psi is {residual:.2g} times its noise at the final iterate.",
-        "Train longer, average the iterates, or polish with ee.estimate(eq, start=...)."
-        if warned
-        else "",
+        f"The mean of psi is {residual:.2g} times its noise at the final iterate, "
+        f"after {passes:g} pass(es) over the data.",
+        " ".join(advice),
+        "Decreasing steps; not Adam, constant steps or weight decay.",
     )
