@@ -10,89 +10,38 @@ rank) do not depend on temperature at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
-from torch import Tensor, nn
+import scipy
+from torch import nn
 
 from eestim.inference.ratio import ratio
-from eestim.llm.averaging import average_log_probabilities
 from eestim.llm.documents import Documents, refuse_leakage
-from eestim.llm.protocols import check_model
-from eestim.llm.surrogates import IGNORED, leave_one_out
-from eestim.llm.training import step_generator
+from eestim.llm.heldout import Held, score_documents
 
-__all__ = ["TEMPERATURES", "Evaluation", "Held", "evaluate", "score_documents"]
+__all__ = ["MEASURES", "Evaluation", "evaluate"]
 
 Array = npt.NDArray[np.float64]
 
-_STEP, _ONE = 0.1, 4  # of the grid in log T, and the place of T = 1
-TEMPERATURES: tuple[float, ...] = tuple(math.exp(_STEP * (j - _ONE)) for j in range(15))
-"""Temperatures at which losses are computed; between them, parabolas in log T."""
-
 _LN2 = math.log(2.0)
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """Sums over each document of one model on one corpus.
-
-    Attributes
-    ----------
-    nll : (n_temperatures, G) array
-        Negative log likelihood in nats, averaged prediction, by temperature.
-    left_out : (K, G) array
-        The same at temperature 1 without each draw in turn (K = 1: no latent).
-    top1, reciprocal_rank : (G,) arrays
-    """
-
-    nll: Array
-    left_out: Array
-    top1: Array
-    reciprocal_rank: Array
-
-    @property
-    def raw(self) -> Array:
-        """Loss of each document at temperature 1."""
-        values: Array = self.nll[_ONE]
-        return values
-
-    def best_temperature(self) -> float:
-        """Return the temperature of least total loss, between the ends of the grid."""
-        total = self.nll.sum(1)
-        centre = min(max(int(total.argmin()), 1), len(total) - 2)
-        low, mid, high = total[centre - 1 : centre + 2]
-        bend = low - 2 * mid + high
-        shift = (low - high) / (2 * bend) if bend > 0 else 0.0
-        return math.exp(_STEP * (centre - _ONE + min(max(shift, -1.0), 1.0)))
-
-    def at(self, temperature: float) -> Array:
-        """Return the loss of each document at a temperature, by quadratics in log T.
-
-        Three grid points 10% apart bound the error by about 1e-4 nats a token.
-        """
-        place = math.log(temperature) / _STEP + _ONE
-        centre = min(max(round(place), 1), len(self.nll) - 2)
-        h = place - centre
-        low, mid, high = self.nll[centre - 1 : centre + 2]
-        values: Array = mid + h * (high - low) / 2 + h * h * (low - 2 * mid + high) / 2
-        return values
-
-    def unbiased(self) -> Array:
-        """Return losses without the first-order bias of -log of a mean of K draws.
-
-        The jackknife over draws, K L_K - (K - 1) mean L_{K-1}.
-        """
-        draws = len(self.left_out)
-        if draws == 1:
-            return self.raw
-        corrected: Array = draws * self.raw - (draws - 1) * self.left_out.mean(0)
-        return corrected
+MEASURES: dict[str, tuple[str, str]] = {
+    "bits per byte": ("nll", "bits"),
+    "bits per byte, draws debiased": ("nll_unbiased", "bits"),
+    "bits per byte, in-domain T": ("nll_in_domain_t", "bits"),
+    "bits per byte, oracle T": ("nll_oracle_t", "bits"),
+    "nats per token": ("nll", "tokens"),
+    "top-1": ("top1", "tokens"),
+    "reciprocal rank": ("reciprocal_rank", "tokens"),
+    "Brier score": ("brier", "tokens"),
+    "calibration error": ("calibration_gap", "tokens"),
+}
+"""Measures as ratios of two sums over documents; bits are bytes times log 2."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +58,11 @@ class Evaluation:
         One row for each corpus, model and measure: difference from the baseline,
         standard error (CR2 by document), t interval, Satterthwaite degrees of
         freedom, documents, standard error without pairing, and the part of the
-        standard error that comes from a finite number of latent draws.
+        standard error that comes from a finite number of latent draws. Higher is
+        better for top-1 and the reciprocal rank, lower for all others.
+    documents : DataFrame
+        The sums over each document that both are made of: one row for each corpus,
+        model and document.
     baseline : str
     in_domain : str
     draws : int
@@ -118,10 +71,58 @@ class Evaluation:
 
     levels: pd.DataFrame
     differences: pd.DataFrame
+    documents: pd.DataFrame
     baseline: str
     in_domain: str
     draws: int
     level: float
+
+    def simultaneous(
+        self,
+        measure: str = "bits per byte, oracle T",
+        models: Sequence[str] | None = None,
+        corpora: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        r"""Return differences with intervals that cover all of them at once.
+
+        Each of the k intervals has level :math:`(1 - \alpha)^{1/k}`: exact for one
+        model over domains, whose documents are independent, and conservative for
+        several models on the same documents.
+
+        Parameters
+        ----------
+        measure : str
+            A key of `MEASURES`.
+        models, corpora : sequence of str, optional
+            By default every model but the baseline, and every corpus but the
+            in-domain one.
+
+        References
+        ----------
+        Sidak (1967), J. Am. Stat. Assoc. 62, 626-633.
+        """
+        if measure not in MEASURES:
+            raise ValueError(f"`measure` is {measure!r}; known are {list(MEASURES)}.")
+        table = self.differences[self.differences["measure"] == measure]
+        others = [name for name in table["corpus"].unique() if name != self.in_domain]
+        for argument, column, given in (
+            ("models", "model", models),
+            ("corpora", "corpus", others if corpora is None else corpora),
+        ):
+            if given is None:
+                continue
+            unknown = sorted(set(given) - set(table[column]))
+            if unknown or not given:
+                raise ValueError(
+                    f"`{argument}` is {list(given)}; known are "
+                    f"{list(table[column].unique())}."
+                )
+            table = table[table[column].isin(given)]
+        each = self.level ** (1 / len(table))
+        half = scipy.stats.t.ppf((1 + each) / 2, table["dof"]) * table["se"]
+        return table.assign(
+            lower=table["difference"] - half, upper=table["difference"] + half
+        ).reset_index(drop=True)
 
 
 def evaluate(
@@ -200,27 +201,33 @@ def evaluate(
             progress(number + 1, len(models) * len(sets))
     source = in_domain if calibration is None else _CALIBRATION
     fitted = {model: held[model, source].best_temperature() for model in models}
-    levels = [
-        _levels(model, corpus, held[model, corpus], corpora[corpus], fitted[model])
+    sums = {
+        (model, corpus): _sums(held[model, corpus], corpora[corpus], fitted[model])
         for corpus in corpora
         for model in models
+    }
+    levels = [
+        _levels(names, sums[names], held[names], fitted[names[0]]) for names in sums
     ]
     differences = [
         row
-        for corpus in corpora
-        for model in models
+        for model, corpus in sums
         if model != baseline
         for row in _differences(
             (corpus, model, baseline),
-            (held[model, corpus], held[baseline, corpus]),
-            (fitted[model], fitted[baseline]),
-            corpora[corpus],
+            (sums[model, corpus], sums[baseline, corpus]),
+            _latent_variance(held[model, corpus], held[baseline, corpus]),
             level,
         )
+    ]
+    documents = [
+        table.assign(corpus=corpus, model=model)
+        for (model, corpus), table in sums.items()
     ]
     return Evaluation(
         pd.DataFrame(levels),
         pd.DataFrame(differences),
+        pd.concat(documents, ignore_index=True).drop(columns="bits"),
         baseline,
         in_domain,
         draws,
@@ -229,67 +236,6 @@ def evaluate(
 
 
 _CALIBRATION = "\0calibration"
-
-
-@torch.no_grad()
-def score_documents(
-    model: nn.Module,
-    documents: Documents,
-    draws: int = 16,
-    batch_size: int = 8,
-    seed: int = 0,
-) -> Held:
-    """Return the sums over each document that every comparison is made of."""
-    check_model(model)
-    n_units, sums = documents.n_units, None
-    for number, begin in enumerate(range(0, len(documents.unit), batch_size)):
-        rows = np.arange(begin, min(begin + batch_size, len(documents.unit)))
-        batch = documents.batch(rows)
-        generator = step_generator(seed, number, 1)
-        logits = model.draw_logits(batch, draws, generator)  # type: ignore[operator]
-        targets = model.targets(batch)  # type: ignore[operator]
-        kept = targets != IGNORED
-        scores = position_scores(logits[:, kept], targets[kept])
-        unit = torch.as_tensor(documents.unit[rows], device=kept.device)
-        owner = unit.unsqueeze(1).expand(kept.shape)[kept].cpu()
-        if sums is None:
-            sums = torch.zeros(len(scores), n_units, dtype=torch.float64)
-        sums.index_add_(1, owner, scores.double().cpu())
-    if sums is None:
-        raise ValueError("`documents` has no row; give at least one document.")
-    table = sums.numpy()
-    count = len(TEMPERATURES)
-    return Held(table[:count], table[count:-2], table[-2], table[-1])
-
-
-def position_scores(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return rows of scores of each position, see `Held`.
-
-    Parameters
-    ----------
-    logits : (K, N, V) tensor
-    targets : (N,) integer tensor
-
-    Returns
-    -------
-    (n_temperatures + K + 2, N) tensor
-    """
-    index = targets.unsqueeze(-1)
-    log_p = average_log_probabilities(logits)
-    own = log_p.gather(-1, index)
-    rows = [
-        (log_p / t).logsumexp(-1) - own.squeeze(-1) / t
-        if t != 1.0
-        else -own.squeeze(-1)
-        for t in TEMPERATURES
-    ]
-    wide = logits.float() if logits.dtype != torch.float64 else logits
-    each = wide.gather(-1, index.expand(len(logits), -1, -1)).squeeze(-1)
-    each = each - wide.logsumexp(-1)
-    rows += list((-leave_one_out(each) if len(each) > 1 else -each).unbind(0))
-    above = (log_p > own).sum(-1)
-    rows += [(above == 0).to(log_p.dtype), 1.0 / (1.0 + above)]
-    return torch.stack(rows)
 
 
 def _known(
@@ -305,71 +251,77 @@ def _known(
     return wanted
 
 
+def _sums(held: Held, documents: Documents, fitted: float) -> pd.DataFrame:
+    """Return the columns that `MEASURES` reads, one row a document."""
+    return pd.DataFrame(
+        {
+            "document": list(documents.names),
+            "bytes": documents.n_bytes.astype(np.int64),
+            "tokens": documents.n_tokens.astype(np.int64),
+            "bits": documents.n_bytes * _LN2,
+            "nll": held.raw,
+            "nll_unbiased": held.unbiased(),
+            "nll_in_domain_t": held.at(fitted),
+            "nll_oracle_t": held.at(held.best_temperature()),
+            "top1": held.top1,
+            "reciprocal_rank": held.reciprocal_rank,
+            "brier": held.brier,
+            "calibration_gap": held.calibration_gap(),
+        }
+    )
+
+
 def _levels(
-    model: str, corpus: str, held: Held, documents: Documents, fitted: float
+    names: tuple[str, str], sums: pd.DataFrame, held: Held, fitted: float
 ) -> dict[str, Any]:
     """Return one row of `Evaluation.levels`."""
-    tokens, n_bytes = documents.n_tokens.sum(), documents.n_bytes.sum()
-    best = held.best_temperature()
+    total = sums.drop(columns="document").sum()
+    model, corpus = names
     return {
         "corpus": corpus,
         "model": model,
-        "bits_per_byte": held.raw.sum() / n_bytes / _LN2,
-        "bits_per_byte_unbiased": held.unbiased().sum() / n_bytes / _LN2,
-        "nll_per_token": held.raw.sum() / tokens,
-        "bits_per_byte_in_domain_t": held.at(fitted).sum() / n_bytes / _LN2,
-        "bits_per_byte_oracle_t": held.at(best).sum() / n_bytes / _LN2,
+        "bits_per_byte": total.nll / total.bits,
+        "bits_per_byte_unbiased": total.nll_unbiased / total.bits,
+        "perplexity": math.exp(total.nll / total.tokens),
+        "nll_per_token": total.nll / total.tokens,
+        "bits_per_byte_in_domain_t": total.nll_in_domain_t / total.bits,
+        "bits_per_byte_oracle_t": total.nll_oracle_t / total.bits,
         "in_domain_t": fitted,
-        "oracle_t": best,
-        "top1": held.top1.sum() / tokens,
-        "mean_reciprocal_rank": held.reciprocal_rank.sum() / tokens,
-        "documents": documents.n_units,
-        "tokens": int(tokens),
-        "bytes": int(n_bytes),
+        "oracle_t": held.best_temperature(),
+        "top1": total.top1 / total.tokens,
+        "mean_reciprocal_rank": total.reciprocal_rank / total.tokens,
+        "brier": total.brier / total.tokens,
+        "calibration_error": total.calibration_gap / total.tokens,
+        "documents": len(sums),
+        "tokens": int(total.tokens),
+        "bytes": int(total.bytes),
     }
 
 
 def _differences(
     names: tuple[str, str, str],
-    held: tuple[Held, Held],
-    fitted: tuple[float, float],
-    documents: Documents,
+    sums: tuple[pd.DataFrame, pd.DataFrame],
+    noise: Array,
     level: float,
 ) -> list[dict[str, Any]]:
     """Return the rows of `Evaluation.differences` of one model on one corpus."""
-    new, old = held
-    own = [h.at(t) for h, t in zip(held, fitted, strict=True)]
-    best = [h.at(h.best_temperature()) for h in held]
-    in_bits = documents.n_bytes.astype(np.float64) * np.float64(_LN2)
-    tokens = documents.n_tokens.astype(np.float64)
-    noise = _latent_variance(new, old)
-    measures: list[tuple[str, Array, Array, Array, Array | None]] = [
-        ("bits per byte", new.raw, old.raw, in_bits, noise),
-        (
-            "bits per byte, draws debiased",
-            new.unbiased(),
-            old.unbiased(),
-            in_bits,
-            None,
-        ),
-        ("bits per byte, in-domain T", own[0], own[1], in_bits, None),
-        ("bits per byte, oracle T", best[0], best[1], in_bits, None),
-        ("nats per token", new.raw, old.raw, tokens, noise),
-        ("top-1", new.top1, old.top1, tokens, None),
-        ("reciprocal rank", new.reciprocal_rank, old.reciprocal_rank, tokens, None),
-    ]
     corpus, model, baseline = names
-    return [
-        {
-            "corpus": corpus,
-            "model": model,
-            "baseline": baseline,
-            "measure": measure,
-            **_paired(a, b, size, level),
-            "latent_se": _share(variance, size),
-        }
-        for measure, a, b, size, variance in measures
-    ]
+    new, old = sums
+    rows = []
+    for measure, (column, size) in MEASURES.items():
+        a, b = (np.asarray(part[column], dtype=np.float64) for part in (new, old))
+        below = np.asarray(new[size], dtype=np.float64)
+        rows.append(
+            {
+                "corpus": corpus,
+                "model": model,
+                "baseline": baseline,
+                "measure": measure,
+                **_paired(a, b, below, level),
+                "latent_se": _share(noise if column == "nll" else None, below),
+            }
+        )
+    return rows
 
 
 def _paired(new: Array, old: Array, size: Array, level: float) -> dict[str, float]:

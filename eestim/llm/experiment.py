@@ -25,7 +25,8 @@ from eestim.llm.base import byte_model, byte_tokenizer
 from eestim.llm.corpora import Corpus, refuse_shared_texts
 from eestim.llm.documents import Documents, tokenize
 from eestim.llm.equations import Brier, NoiseAveraged, Split
-from eestim.llm.evaluation import Evaluation, evaluate, score_documents
+from eestim.llm.evaluation import Evaluation, evaluate
+from eestim.llm.heldout import score_documents
 from eestim.llm.perturbations import LowRank, Perturbation
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.recipe import Fit

@@ -8,10 +8,11 @@ from eestim.errors import DataError
 from eestim.inference.ratio import ratio
 from eestim.llm.base import byte_model, byte_tokenizer
 from eestim.llm.documents import Documents
-from eestim.llm.evaluation import (
+from eestim.llm.evaluation import MEASURES, evaluate
+from eestim.llm.heldout import (
+    BINS,
     TEMPERATURES,
     Held,
-    evaluate,
     position_scores,
     score_documents,
 )
@@ -75,9 +76,8 @@ def test_best_temperature_and_interpolation_agree_with_a_fine_search():
         (logits[0] / 1.37).softmax(-1), 1, generator=generator
     ).squeeze(1)
     rows = position_scores(logits, targets).double()
-    count = len(TEMPERATURES)
     sums = rows.sum(1, keepdim=True).numpy()
-    held = Held(sums[:count], sums[count:-2], sums[-2], sums[-1])
+    held = Held.of(sums, 1)
     grid = np.linspace(1.2, 1.6, 401)
     log_p = logits[0].double().log_softmax(-1)
     losses = [
@@ -128,6 +128,63 @@ def test_differences_are_paired_ratios_by_document():
     assert row.documents == 6
     assert row.dof == expected.dof
     assert row.lower < row.difference < row.upper
+
+
+def test_calibration_and_brier_against_scikit_style_sums():
+    """Oracle: a loop over bins, and the squared distance to one-hot outcomes."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 500, 5, generator=generator) * 3
+    targets = torch.randint(5, (500,), generator=generator)
+    held = Held.of(position_scores(logits, targets).double().sum(1)[:, None].numpy(), 2)
+    p = logits.softmax(-1).mean(0)
+    one_hot = torch.nn.functional.one_hot(targets, 5)
+    assert held.brier[0] == pytest.approx((p - one_hot).square().sum().item(), rel=1e-5)
+    top, choice = p.max(-1)
+    error = 0.0
+    for b in range(BINS):
+        inside = (top >= b / BINS) & (top < (b + 1) / BINS)
+        if inside.any():
+            right = (choice == targets)[inside].float()
+            error += inside.sum() * abs(top[inside].mean() - right.mean())
+    assert held.calibration_gap()[0] == pytest.approx(float(error), rel=1e-4)
+
+
+def test_simultaneous_intervals_cover_independent_domains_at_once():
+    """Negative control: separate intervals do not."""
+    documents = {f"domain {j}": held_out(12, seed=j) for j in range(5)}
+    result = evaluate({"base": model(), "other": model(seed=1)}, documents, draws=2)
+    joint = result.simultaneous("bits per byte")
+    assert list(joint["corpus"]) == [f"domain {j}" for j in range(1, 5)]
+    alone = result.differences.query(
+        "measure == 'bits per byte' and corpus != 'domain 0'"
+    )
+    rng = np.random.default_rng(5)
+    draws = rng.standard_t(joint["dof"].to_numpy(), size=(20_000, 4))
+    for table, low, high in ((joint, 0.945, 0.955), (alone, 0.0, 0.9)):
+        reach = ((table["upper"] - table["difference"]) / table["se"]).to_numpy()
+        covered = (np.abs(draws) <= reach).all(axis=1).mean()
+        assert low < covered < high
+    with pytest.raises(ValueError, match="`measure` is 'loss'"):
+        result.simultaneous("loss")
+    with pytest.raises(ValueError, match=r"`corpora` is \['moon'\]"):
+        result.simultaneous(corpora=["moon"])
+
+
+def test_the_table_of_documents_gives_every_difference_again():
+    result = evaluate(
+        {"base": model(), "other": model(seed=1)}, {"x": held_out(7)}, draws=2
+    )
+    new, old = (
+        result.documents[result.documents["model"] == n] for n in ("other", "base")
+    )
+    assert len(result.documents) == 14
+    assert set(result.differences["measure"]) == set(MEASURES)
+    for row in result.differences.itertuples():
+        column, size = MEASURES[row.measure]
+        below = new["bytes"] * np.log(2) if size == "bits" else new[size]
+        again = ratio(new[column].to_numpy() - old[column].to_numpy(), below.to_numpy())
+        assert row.difference == pytest.approx(again.estimate, rel=1e-12)
+        assert row.se == pytest.approx(again.se, rel=1e-12)
 
 
 def test_the_same_model_twice_differs_by_nothing():
