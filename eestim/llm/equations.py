@@ -16,12 +16,15 @@ right psi but not the right A.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from eestim.errors import CapabilityError
+from eestim.llm.biased import IWAE, NoiseAveraged, SharedDraw
+from eestim.llm.slopes import brier_slope, centred_slope
 from eestim.llm.surrogates import (
     LatentEquation,
     centred,
@@ -83,6 +86,15 @@ class Brier(LatentEquation):
         value = -pick(q, targets).mean(0) + pairs / (2 * len(q) * (len(q) - 1))
         return only_kept(value, targets).sum() / kept
 
+    def slope(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        outside: Tensor | None = None,  # noqa: ARG002 - no weights
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses and their gradient, see `LatentEquation.slope`."""
+        return brier_slope(logits, targets)
+
 
 @dataclass(frozen=True, slots=True)
 class Power(LatentEquation):
@@ -118,25 +130,42 @@ class Power(LatentEquation):
         rest = 1.0 - self.gamma
         return centred((rest * log_mean).exp() / rest, still, targets)
 
+    def slope(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        outside: Tensor | None = None,  # noqa: ARG002 - no weights
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses and their gradient, see `LatentEquation.slope`."""
+        made = centred_slope(logits, targets, self.gamma)
+        return LatentEquation.slope(self, logits, targets) if made is None else made
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class CentredIWAE(LatentEquation):
-    r"""Importance-weighted score of the other draws, centred under one draw.
+    r"""Importance-weighted score of a group of draws, centred under another draw.
 
     .. math::
-        \psi = \frac1K \sum_i \Big[ s_{-i}(Y) - \sum_v q_v(Z_i) s_{-i}(v) \Big],
-        \quad s_{-i}(v) = \nabla \log \bar q_{-i,v}
+        \psi = \frac1K \sum_i \Big[ s_{G_i}(Y) - \sum_v q_v(Z_i) s_{G_i}(v) \Big],
+        \quad s_G(v) = \nabla \log \tfrac{1}{|G|} \sum_{j \in G} q_v(Z_j),
+        \quad i \notin G_i
 
-    Unbiased for every K >= 2 and nearly efficient; A is not symmetric.
+    Unbiased for every K >= 2 and nearly efficient; A is not symmetric. By default
+    :math:`G_i` is all the other draws.
 
     Parameters
     ----------
     group : int
-        Fewest draws accepted in a leave-one-out group. With one draw A can be
-        singular, hence 4 by default, so K >= 5.
+        Fewest draws in a group. With one draw A can be singular, hence 4 by default,
+        so K >= 5.
+    exact : bool
+        Groups of exactly `group` draws, the next ones in cyclic order. Under
+        misspecification the root depends on the size of the groups; with exact groups
+        it does not depend on K.
     """
 
     group: int = 4
+    exact: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.group < 1:
@@ -149,10 +178,31 @@ class CentredIWAE(LatentEquation):
 
     def surrogate(self, moving: Tensor, still: Tensor, targets: Tensor) -> Tensor:
         """Return S(u, t) at each position, see `LatentEquation.surrogate`."""
-        return centred(leave_one_out(log_probabilities(moving)), still, targets)
+        log_q = log_probabilities(moving)
+        if not self._has_groups(len(log_q)):
+            return centred(leave_one_out(log_q), still, targets)
+        members = [log_q.roll(-step, 0) for step in range(1, self.group + 1)]
+        total = torch.stack(members).logsumexp(0)
+        return centred(total - math.log(self.group), still, targets)
+
+    def _has_groups(self, draws: int) -> bool:
+        """Whether groups are smaller than all the other draws."""
+        return self.exact and self.group < draws - 1
+
+    def slope(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        outside: Tensor | None = None,  # noqa: ARG002 - no weights
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses and their gradient, see `LatentEquation.slope`."""
+        made = None
+        if not self._has_groups(len(logits)):
+            made = centred_slope(logits, targets, 1.0)
+        return LatentEquation.slope(self, logits, targets) if made is None else made
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ScoreWeighted(LatentEquation):
     r"""Brier pairs weighted by 1 / p, with p estimated from draws of its own.
 
@@ -161,114 +211,58 @@ class ScoreWeighted(LatentEquation):
                {\max(\tilde p_v, f)} \nabla q_v(Z_j)
 
     The first half of the K draws (rounded down) makes :math:`\tilde p`, the other J
-    make the pairs, so that weights and residuals are independent.
+    make the pairs, so that weights and residuals are independent. With `lag`,
+    `fit` takes :math:`\tilde p` from `outside` draws of a copy of the model that is up
+    to `lag` steps old, and all K draws make pairs. After the first epoch that copy has
+    seen Y, so psi has mean zero to first order only. Where no outside draws are given
+    (`scores`, `infer`), the K draws are split as without `lag`: the same equation at a
+    fixed parameter, with more latent noise.
 
     Parameters
     ----------
     floor : float
         Smallest probability in the weights, f.
+    lag : int, optional
+        Steps after which the copy is renewed.
+    outside : int
+        Draws of the copy.
     """
 
     floor: float = 1e-6
+    lag: int | None = field(default=None, kw_only=True)
+    outside: int = field(default=4, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.floor < 1.0:
             raise ValueError(f"`floor` is {self.floor}; it must lie in (0, 1).")
+        for name in ("lag", "outside"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
 
     @property
     def smallest_draws(self) -> int:
         """One draw for the weights and two for the pair."""
         return 3
 
+    @property
+    def lagged(self) -> tuple[int, int] | None:
+        """Age at which the copy is renewed, and its draws; None without a copy."""
+        return None if self.lag is None else (self.lag, self.outside)
+
     def surrogate(self, moving: Tensor, still: Tensor, targets: Tensor) -> Tensor:
-        """Return S(u, t) at each position, see `LatentEquation.surrogate`."""
-        n_weights = len(moving) // 2
-        log_still = log_probabilities(still)
-        mean = log_still[:n_weights].exp().mean(0)
-        weight = 1.0 / mean.clamp_min(self.floor)
-        others = leave_one_out(log_still[n_weights:]).exp()
-        q = log_probabilities(moving[n_weights:]).exp()
+        """Return S(u, t) at each position.
+
+        `still` may hold more draws than `moving`: the extra ones make the weights.
+        """
+        log_still, draws = log_probabilities(still), len(moving)
+        own = 0 if len(still) > draws else draws // 2
+        for_weight = log_still[draws:] if own == 0 else log_still[:own]
+        weight = 1.0 / for_weight.exp().mean(0).clamp_min(self.floor)
+        others = leave_one_out(log_still[own:draws]).exp()
+        q = log_probabilities(moving[own:]).exp()
         gain = pick(weight * q, targets) - (weight * others * q).sum(-1)
         return only_kept(-gain.mean(0), targets)
-
-
-@dataclass(frozen=True, slots=True)
-class NoiseAveraged(LatentEquation):
-    r"""Mean over draws of the negative log likelihood (NEFTune style): biased.
-
-    .. math:: \psi = \frac1K \sum_k \nabla \log q_Y(Z_k)
-
-    Its optimum has no noise wherever the clean model can express the data. A baseline,
-    and the equation for the base in `Split`. With K = 1 and a model without a latent
-    it is plain maximum likelihood.
-    """
-
-    @property
-    def is_unbiased(self) -> bool:
-        """Biased: it estimates another model than the averaged one."""
-        return False
-
-    def surrogate(
-        self,
-        moving: Tensor,
-        still: Tensor,  # noqa: ARG002 - a loss in its own right
-        targets: Tensor,
-    ) -> Tensor:
-        """Return S(u, t) at each position, see `LatentEquation.surrogate`."""
-        return only_kept(-pick(log_probabilities(moving), targets).mean(0), targets)
-
-
-@dataclass(frozen=True, slots=True)
-class SharedDraw(LatentEquation):
-    r"""Brier with one copy in both factors: biased, a negative control.
-
-    .. math:: \psi = \frac1K \sum_k \sum_v (1\{Y=v\} - q_v(Z_k)) \nabla q_v(Z_k)
-
-    It adds the variance of q over the latent to the loss, so the noise collapses.
-    """
-
-    @property
-    def is_unbiased(self) -> bool:
-        """Biased by the covariance of residual and instrument."""
-        return False
-
-    def surrogate(
-        self,
-        moving: Tensor,
-        still: Tensor,  # noqa: ARG002 - a loss in its own right
-        targets: Tensor,
-    ) -> Tensor:
-        """Return S(u, t) at each position, see `LatentEquation.surrogate`."""
-        q = log_probabilities(moving).exp()
-        value = q.square().sum(-1) / 2 - pick(q, targets)
-        return only_kept(value.mean(0), targets)
-
-
-@dataclass(frozen=True, slots=True)
-class IWAE(LatentEquation):
-    r"""Log of the mean over draws of the likelihood: biased, of order 1 / K.
-
-    .. math:: \psi = \nabla \log \tfrac1K \sum_k q_Y(Z_k)
-
-    A baseline and a negative control: valid intervals need K much larger than
-    :math:`\sqrt n`.
-    """
-
-    @property
-    def is_unbiased(self) -> bool:
-        """Biased for every finite K: the log of a mean is not the mean of logs."""
-        return False
-
-    def surrogate(
-        self,
-        moving: Tensor,
-        still: Tensor,  # noqa: ARG002 - a loss in its own right
-        targets: Tensor,
-    ) -> Tensor:
-        """Return S(u, t) at each position, see `LatentEquation.surrogate`."""
-        log_q = pick(log_probabilities(moving), targets)
-        draws = torch.tensor(len(log_q), dtype=log_q.dtype, device=log_q.device)
-        return only_kept(draws.log() - log_q.logsumexp(0), targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +295,19 @@ class Split(LatentEquation):
     def is_unbiased(self) -> bool:
         """Whether both are."""
         return self.base.is_unbiased and self.perturbation.is_unbiased
+
+    @property
+    def is_local(self) -> bool:
+        """Whether both are."""
+        return self.base.is_local and self.perturbation.is_local
+
+    @property
+    def lagged(self) -> tuple[int, int] | None:
+        """The stricter of the two: the smaller age and the larger number of draws."""
+        wanted = [x for x in (self.base.lagged, self.perturbation.lagged) if x]
+        if not wanted:
+            return None
+        return min(lag for lag, _ in wanted), max(draws for _, draws in wanted)
 
     def surrogate(
         self,

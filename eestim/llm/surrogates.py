@@ -7,7 +7,7 @@ u = t. `eestim.llm.equations` holds the equations themselves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ __all__ = [
     "centred",
     "check_draws",
     "check_targets",
+    "exclusive_sums",
     "leave_one_out",
     "log_probabilities",
     "only_kept",
     "pick",
+    "raised",
 ]
 
 IGNORED = -100
@@ -66,10 +68,39 @@ def _log_add(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([a, b]).logsumexp(0)
 
 
+def exclusive_sums(values: Tensor) -> Tensor:
+    """Return the sum over the other draws, for each draw, without subtraction.
+
+    Parameters
+    ----------
+    values : (K, ...) tensor
+        At least two draws.
+
+    Examples
+    --------
+    >>> exclusive_sums(torch.tensor([1.0, 2.0, 4.0]))
+    tensor([6., 5., 3.])
+    """
+    sums = torch.empty_like(values)
+    before, after = values[0], values[-1]
+    for k in range(1, len(values)):
+        sums[k] = before
+        before = before + values[k]
+    sums[0] = 0.0
+    for k in range(len(values) - 2, -1, -1):
+        sums[k] += after
+        after = after + values[k]
+    return sums
+
+
+def raised(logits: Tensor) -> Tensor:
+    """Return the logits, half precision raised to float32."""
+    return logits.float() if logits.dtype in _HALF else logits
+
+
 def log_probabilities(logits: Tensor) -> Tensor:
     """Return log softmax; half precision is raised to float32 first."""
-    wide = logits.float() if logits.dtype in _HALF else logits
-    return torch.log_softmax(wide, dim=-1)
+    return torch.log_softmax(raised(logits), dim=-1)
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -85,6 +116,15 @@ def pick(values: Tensor, targets: Tensor) -> Tensor:
 class LatentEquation(ABC):
     """Base of the equations: a surrogate, and the loss that training descends."""
 
+    def __repr__(self) -> str:
+        """Return the constructor's call; keyword options only where they are set."""
+        shown = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if not f.kw_only or getattr(self, f.name) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     @property
     def smallest_draws(self) -> int:
         """Fewest draws K that the equation is defined for."""
@@ -93,6 +133,16 @@ class LatentEquation(ABC):
     @property
     def is_unbiased(self) -> bool:
         """Whether psi has mean zero at the truth for every finite K."""
+        return True
+
+    @property
+    def lagged(self) -> tuple[int, int] | None:
+        """(lag, draws) of an older copy of the model for weights; None without."""
+        return None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether each position's loss reads the logits of that position alone."""
         return True
 
     @abstractmethod
@@ -110,6 +160,35 @@ class LatentEquation(ABC):
         -------
         (...) tensor
         """
+
+    def slope(
+        self, logits: Tensor, targets: Tensor, outside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of each position and its gradient in the logits.
+
+        What a head that works in chunks of positions needs; equations with a closed
+        form give it.
+
+        Parameters
+        ----------
+        logits : (K, C, V) tensor
+        targets : (C,) integer tensor
+            Observed tokens, none ignored.
+        outside : (L, C, V) tensor, optional
+            Logits of draws from another model, for weights.
+
+        Returns
+        -------
+        (C,) tensor, (K, C, V) tensor
+        """
+        moving = logits.detach().requires_grad_()
+        still = logits.detach()
+        if outside is not None:
+            still = torch.cat([still, outside.detach()])
+        with torch.enable_grad():
+            value = self.surrogate(moving, still, targets)
+            (found,) = torch.autograd.grad(value.sum(), moving)
+        return value.detach(), found
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return a scalar whose gradient is minus the mean psi over positions.

@@ -27,6 +27,7 @@ UNBIASED = [
     (Power(1.0), 4),
     (CentredIWAE(group=1), 2),
     (CentredIWAE(), 5),
+    (CentredIWAE(group=2, exact=True), 4),
     (ScoreWeighted(), 3),
     (ScoreWeighted(floor=0.3), 4),
 ]
@@ -55,6 +56,8 @@ def seeded(seed):
 def weights_and_groups(equation, q, i):
     """Return (weights (V,), indices of the differentiated draws) for residual i."""
     others = [j for j in range(len(q)) if j != i]
+    if isinstance(equation, CentredIWAE) and equation.exact:
+        others = [(i + step) % len(q) for step in range(1, equation.group + 1)]
     if isinstance(equation, Brier):
         return torch.ones(OUTCOMES, dtype=q.dtype), others
     mean = q[others].mean(0)
@@ -147,6 +150,40 @@ def test_exact_mean_of_brier_is_the_population_gradient_away_from_the_truth():
         torch.testing.assert_close(mean, -gradient, rtol=EXACT, atol=1e-15)
 
 
+def test_weights_of_an_older_copy_equal_the_double_loop_and_have_mean_zero():
+    """The copy is at another parameter; its draws are the last two of five."""
+    equation, old = ScoreWeighted(lag=3), start() + 0.3
+    z = torch.randn(5, dtype=torch.float64, generator=seeded(4))
+    older = table(old, z[3:]).softmax(-1).mean(0)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda t: table(t, z[:3]).softmax(-1), start()
+    )
+    q = table(start(), z[:3]).softmax(-1)
+    law = MASSES @ table(start(), POINTS).softmax(-1)
+    for y in range(OUTCOMES):
+        hit = torch.nn.functional.one_hot(torch.tensor(y), OUTCOMES).to(q)
+        expected = sum(
+            ((hit - q[i]) / older) @ jacobian[j] / 6
+            for i, j in itertools.permutations(range(3), 2)
+        )
+        theta = start().requires_grad_()
+        moving = table(theta, z[:3]).unsqueeze(1)
+        outside = table(old, z[3:]).unsqueeze(1)
+        still = torch.cat([moving.detach(), outside])
+        value = equation.surrogate(moving, still, torch.tensor([y]))
+        (gradient,) = torch.autograd.grad(value.sum(), theta)
+        torch.testing.assert_close(-gradient, expected, rtol=EXACT, atol=1e-14)
+    total, theta = torch.zeros(()), start().requires_grad_()
+    for pair in itertools.product(range(3), repeat=2):
+        moving = table(theta, POINTS[list(pair)]).unsqueeze(1).expand(-1, OUTCOMES, -1)
+        outside = table(old, z[3:]).unsqueeze(1).expand(-1, OUTCOMES, -1)
+        still = torch.cat([moving.detach(), outside])
+        value = equation.surrogate(moving, still, torch.arange(OUTCOMES))
+        total = total + MASSES[list(pair)].prod() * (law @ value)
+    (mean,) = torch.autograd.grad(total, theta)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-15)
+
+
 def simulated_t(equation, draws, n=40_000):
     """Largest |t| of the mean of psi at the truth, Gaussian latent."""
     generator = torch.Generator().manual_seed(20)
@@ -237,6 +274,8 @@ def test_equations_are_values():
     assert Split(NoiseAveraged(), Brier()) == Split(NoiseAveraged(), Brier())
     assert hash(Power(0.5)) == hash(Power(0.5))
     assert repr(CentredIWAE()) == "CentredIWAE(group=4)"
+    assert repr(CentredIWAE(2, exact=True)) == "CentredIWAE(group=2, exact=True)"
+    assert repr(ScoreWeighted(lag=9)) == "ScoreWeighted(floor=1e-06, lag=9)"
     assert Split(NoiseAveraged(), CentredIWAE()).smallest_draws == 5
     assert not Split(NoiseAveraged(), Brier()).is_unbiased
 

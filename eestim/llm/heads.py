@@ -1,0 +1,315 @@
+r"""One head for every equation: hidden states to gradients, by chunks of tokens.
+
+With V tokens, logits of K draws of B T positions are K B T V numbers, and the tape of
+a surrogate holds several such tensors. Here logits of one chunk of positions are made,
+turned into their own gradient in place, folded into the gradients of the hidden states
+and of the head's weight, and forgotten. Nothing larger than a chunk, the hidden states
+and the weight is stored, and every matrix product is done once, as in the plain form.
+For `Split` both equations are evaluated on the same logits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from eestim.errors import DataError
+from eestim.llm.equations import Split
+from eestim.llm.surrogates import IGNORED, LatentEquation, check_draws, pick, raised
+
+__all__ = ["Linear", "averaged_log_loss", "equation_pair", "fused_losses"]
+
+_CHUNK_BYTES = 48 << 20  # logits of one product, large enough to be compute-bound
+_CACHE_NUMBERS = 1 << 18  # logits worked on at once, small enough for the L2 cache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A linear output head.
+
+    Attributes
+    ----------
+    weight : (V, width) tensor
+    bias : (V,) tensor or None
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+def equation_pair(equation: LatentEquation) -> tuple[LatentEquation, ...]:
+    """Return (base's, perturbation's) equations of a `Split`, else the equation."""
+    if isinstance(equation, Split):
+        return equation.base, equation.perturbation
+    return (equation,)
+
+
+def fused_losses(
+    equation: LatentEquation,
+    hidden: Tensor,
+    head: Linear,
+    targets: Tensor,
+    *,
+    outside: tuple[Tensor, Linear] | None = None,
+    kept: int | None = None,
+    chunk_bytes: int = _CHUNK_BYTES,
+) -> Tensor:
+    """Return the losses of an equation without ever holding all logits.
+
+    Parameters
+    ----------
+    equation : LatentEquation
+        A `Split` gives two losses: the base's, to which the head belongs, and the
+        perturbation's, which has no gradient in the head.
+    hidden : (K, ..., width) tensor
+        Last hidden states of K draws.
+    head : Linear
+    targets : (...) integer tensor
+        Observed tokens, -100 where there is none.
+    outside : ((L, ..., width) tensor, Linear), optional
+        Hidden states and head of an older copy of the model, for weights.
+    kept : int, optional
+        Divisor of the losses; by default the number of positions with a target.
+    chunk_bytes : int
+        Size of the logits of one chunk.
+
+    Returns
+    -------
+    (1,) or (2,) tensor
+
+    Raises
+    ------
+    ValueError
+        If there are fewer draws than the equation needs, or shapes disagree.
+    DataError
+        If no position has a target.
+    """
+    check_draws(equation, len(hidden))
+    if hidden.shape[1:-1] != targets.shape:
+        raise ValueError(
+            f"`hidden` has shape {tuple(hidden.shape)} and `targets` "
+            f"{tuple(targets.shape)}; expected (K, ..., width) and (...)."
+        )
+    rows, observed = _observed(targets)
+    if kept is None:
+        kept = len(observed)
+    states = hidden.flatten(1, -2)
+    states = states if rows is None else states[:, rows]
+    older = None
+    if outside is not None:
+        flat = outside[0].detach().flatten(1, -2)
+        older = flat if rows is None else flat[:, rows], outside[1]
+    parts = equation_pair(equation)
+    made = _Fused.apply(  # type: ignore[no-untyped-call]
+        states, head.weight, head.bias, observed, parts, older, kept, chunk_bytes
+    )
+    return cast(Tensor, made)
+
+
+def _observed(targets: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return the positions with a target (None for all) and their tokens."""
+    flat = targets.flatten()
+    rows = (flat != IGNORED).nonzero().squeeze(1)
+    if len(rows) == 0:
+        raise DataError(
+            "`targets` holds no observed token (every position is -100); give at "
+            "least one position a target."
+        )
+    return (None, flat) if len(rows) == len(flat) else (rows, flat[rows])
+
+
+class _Fused(torch.autograd.Function):
+    """Losses whose gradients are made in the forward pass and kept for the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        parts: tuple[LatentEquation, ...],
+        outside: tuple[Tensor, Linear] | None,
+        kept: int,
+        chunk_bytes: int,
+    ) -> Tensor:
+        """Return the losses, (number of parts,)."""
+        wanted = ctx.needs_input_grad[:3]
+        work = _Work(hidden, weight, bias, parts, wanted, 1.0 / kept)
+        losses = torch.zeros(len(parts), dtype=torch.float64)
+        n_positions = len(targets)
+        size = positions_in(chunk_bytes, hidden, weight)
+        for begin in range(0, n_positions, size):
+            here = slice(begin, min(begin + size, n_positions))
+            older = None
+            if outside is not None:
+                older = _product(outside[0][:, here], outside[1], work.dtype)
+            losses += work.chunk(here, targets[here], older)
+        ctx.work = work
+        return (losses / kept).to(device=hidden.device, dtype=work.loss_dtype)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+        """Return the kept gradients times those of the losses; each is kept once."""
+        scales = slope.double().tolist()
+        of_hidden, of_weight, of_bias = ctx.work.hand_over(scales)
+        return of_hidden, of_weight, of_bias, None, None, None, None, None
+
+
+class _Work:
+    """Buffers of one pass over the chunks."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parts: tuple[LatentEquation, ...],
+        wanted: tuple[bool, bool, bool],
+        scale: float,
+    ) -> None:
+        self.scale = scale
+        self.dtype = _product_dtype(weight)
+        self.loss_dtype = raised(weight.new_empty(0)).dtype
+        self.hidden, self.parts = hidden.detach(), parts
+        self.head = Linear(
+            weight.detach().to(self.dtype), None if bias is None else bias.detach()
+        )
+        self.of_hidden: list[Tensor | None] = (
+            [torch.empty_like(hidden) for _ in parts] if wanted[0] else []
+        )
+        self.of_weight = (
+            torch.zeros_like(weight, dtype=self.loss_dtype) if wanted[1] else None
+        )
+        self.of_bias = (
+            torch.zeros_like(bias, dtype=self.loss_dtype)
+            if bias is not None and wanted[2]
+            else None
+        )
+
+    def chunk(self, here: slice, targets: Tensor, older: Tensor | None) -> Tensor:
+        """Add the chunk's gradients; return its losses, (number of parts,)."""
+        states = self.hidden[:, here]
+        logits = _product(states, self.head, self.dtype)
+        values = torch.zeros(len(self.parts), dtype=torch.float64)
+        slopes = [logits, *(torch.empty_like(logits) for _ in self.parts[1:])]
+        step = max(1, _CACHE_NUMBERS // (logits.shape[0] * logits.shape[2]))
+        for begin in range(0, len(targets), step):
+            some = slice(begin, begin + step)
+            piece = logits[:, some].contiguous()
+            outside = None if older is None else older[:, some]
+            for number in reversed(range(len(self.parts))):
+                value, slope = self.parts[number].slope(piece, targets[some], outside)
+                values[number] += value.double().sum().cpu()
+                torch.mul(slope, self.scale, out=slopes[number][:, some])
+        for number, slope in enumerate(slopes):
+            self._fold(number, slope, here, states)
+        return values
+
+    def _fold(self, number: int, slope: Tensor, here: slice, states: Tensor) -> None:
+        """Carry a gradient in the logits over to the hidden states and the head."""
+        flat = slope.flatten(0, 1)
+        if self.of_hidden:
+            kept = self.of_hidden[number]
+            assert kept is not None  # handed over only after the last chunk
+            kept[:, here] = (flat @ self.head.weight).view(states.shape)
+        if number > 0:  # the head belongs to the base
+            return
+        if self.of_weight is not None:
+            rows = states.reshape(-1, states.shape[-1]).to(self.dtype)
+            if self.of_weight.dtype == self.dtype:
+                self.of_weight.addmm_(flat.T, rows)
+            else:
+                self.of_weight += flat.T @ rows
+        if self.of_bias is not None:
+            self.of_bias += flat.sum(0, dtype=self.loss_dtype)
+
+    def hand_over(
+        self, scales: list[float]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return gradients (hidden, weight, bias) times scales, and forget them.
+
+        They are large, and whoever receives them may change them in place.
+        """
+        of_hidden = None
+        for number, scale in enumerate(scales):
+            if not scale or not self.of_hidden:
+                continue
+            one = _times(self.of_hidden[number], scale)
+            of_hidden = one if of_hidden is None else of_hidden + one
+            self.of_hidden[number] = None
+        if not scales[0]:
+            return of_hidden, None, None
+        of_weight, of_bias = (
+            None if g is None else _times(g, scales[0])
+            for g in (self.of_weight, self.of_bias)
+        )
+        self.of_weight = self.of_bias = None
+        return of_hidden, of_weight, of_bias
+
+
+def _times(gradient: Tensor | None, scale: float) -> Tensor:
+    """Return a kept gradient times a scale, without a copy where that is 1."""
+    if gradient is None:
+        raise RuntimeError(
+            "a fused loss gives its gradient once; compute `fused_losses` again to "
+            "differentiate it again."
+        )
+    return gradient if scale == 1.0 else gradient * scale
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype of the head's matrix products: autocast's where it is on."""
+    kind = weight.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
+
+
+def _product(hidden: Tensor, head: Linear, dtype: torch.dtype) -> Tensor:
+    """Return logits (K, C, V) of a chunk of hidden states (K, C, width)."""
+    weight = head.weight.detach().to(dtype)
+    rows = hidden.detach().reshape(-1, hidden.shape[-1]).to(dtype)
+    bias = None if head.bias is None else head.bias.detach().to(dtype)
+    logits = torch.nn.functional.linear(rows, weight, bias)
+    return logits.view(*hidden.shape[:-1], len(weight))
+
+
+def positions_in(chunk_bytes: int, hidden: Tensor, weight: Tensor) -> int:
+    """Return how many positions' logits of all draws fit into a chunk."""
+    each = len(hidden) * len(weight) * _product_dtype(weight).itemsize
+    return max(1, chunk_bytes // each)
+
+
+@torch.no_grad()
+def averaged_log_loss(
+    hidden: Tensor, head: Linear, targets: Tensor, chunk_bytes: int = _CHUNK_BYTES
+) -> Tensor:
+    """Return the sum of -log of the mean probability over draws, in float64.
+
+    Parameters
+    ----------
+    hidden : (K, ..., width) tensor
+    head : Linear
+    targets : (...) integer tensor
+    chunk_bytes : int
+    """
+    rows, observed = _observed(targets)
+    states = hidden.flatten(1, -2)
+    states = states if rows is None else states[:, rows]
+    total = torch.zeros((), dtype=torch.float64)
+    size = positions_in(chunk_bytes, hidden, head.weight)
+    dtype = _product_dtype(head.weight)
+    for begin in range(0, len(observed), size):
+        here = slice(begin, begin + size)
+        logits = raised(_product(states[:, here], head, dtype))
+        log_q = pick(logits, observed[here]) - logits.logsumexp(-1)
+        log_mean = log_q.logsumexp(0) - math.log(len(log_q))
+        total -= log_mean.double().sum().cpu()
+    return total
