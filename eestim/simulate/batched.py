@@ -5,6 +5,7 @@ shared by all of them. A problem whose equations have no root, or whose sensitiv
 is singular, gets a status and NaN, never a number.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,8 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from eestim._arrays import IntVector, Matrix, Vector
-from eestim._linalg import NEAR_SINGULAR
 from eestim.simulate._outcomes import quantile
+from eestim.simulate._small import (
+    Array,
+    Mask,
+    batched_inverse,
+    diagonal,
+    equilibrating_scale,
+    inverse_of,
+    is_finite,
+    plain_inverse,
+    solved,
+    times,
+)
 
 __all__ = [
     "BatchedEquation",
@@ -25,8 +37,6 @@ __all__ = [
     "batched_inverse",
 ]
 
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 BatchedStatus = Literal[
     "converged", "not converged", "singular", "separated", "interpolated"
 ]
@@ -39,6 +49,9 @@ _SHARE_KEPT = 0.5  # of problems still searching, below which the others are lef
 _SMALL_STEP = 1e-4  # standard errors: Newton squares it, so the next is rounding
 _SMALL_ERROR = 1e-8  # standard errors, of the root at which A and M are evaluated
 _SMALLEST_DAMPING = 2.0**-12
+_MAX_ROUGH = 8
+_ROUGH_STEP = 0.03  # standard errors: the next is rounding of single precision
+_SHARE_ROUGH = 0.9  # of problems there, when the others are left to damped steps
 
 
 class BatchedEquation(Protocol):
@@ -46,7 +59,10 @@ class BatchedEquation(Protocol):
 
     Optional: ``inspect(theta, status)``, the problems (a mask) that deserve another
     status than the solver's, by status; ``floor()``, the largest ratio of the
-    diagonals of M and A that is rounding (R,), below which psi vanishes.
+    diagonals of M and A that is rounding (R,), below which psi vanishes; where the
+    root is unique and A positive definite, ``rough()``, the same problems in single
+    precision (or None), in which it is searched first, with ``mean_psi(theta)`` (R, p)
+    to go on from there in double precision.
     """
 
     @property
@@ -105,7 +121,7 @@ class BatchedFit:
     @property
     def se(self) -> Matrix:
         """Standard errors, (R, p)."""
-        return np.sqrt(_diagonal(self.covariance))
+        return np.sqrt(diagonal(self.covariance))
 
     @property
     def is_converged(self) -> Mask:
@@ -125,73 +141,6 @@ class BatchedFit:
             raise ValueError(f"`level` must lie between 0 and 1; got {level!r}.")
         half = quantile(level, np.array(self.dof)) * self.se
         return self.theta - half, self.theta + half
-
-
-def equilibrating_scale(matrices: Array) -> Array:
-    """Return factors that bring rows and columns near size one, (R, p, p).
-
-    Powers of two, so that scaling rounds nothing.
-    """
-    size = np.abs(matrices)
-    rows = _reciprocal(size.max(axis=2))[:, :, None]
-    scale: Array = rows * _reciprocal((size * rows).max(axis=1))[:, None, :]
-    return scale
-
-
-def batched_inverse(matrices: Array, scale: Array | None = None) -> tuple[Array, Mask]:
-    """Return the inverses of R small matrices, and which of them are singular.
-
-    Rank is decided after equilibrating rows and columns, so it does not depend on
-    units of measure; the inverse of a singular matrix is NaN.
-
-    Parameters
-    ----------
-    matrices : (R, p, p) array
-    scale : (R, p, p) array, optional
-        Their `equilibrating_scale`.
-
-    Examples
-    --------
-    >>> inverse, singular = batched_inverse(np.array([[[2.0]], [[0.0]]]))
-    >>> inverse.ravel(), singular
-    (array([0.5, nan]), array([False,  True]))
-    """
-    if scale is None:
-        scale = equilibrating_scale(matrices)
-    scaled = matrices * scale
-    inverse, singular = _inverse(scaled)
-    norm = np.abs(scaled).sum(axis=1).max(axis=1)
-    condition = norm * np.abs(inverse).sum(axis=1).max(axis=1)
-    singular |= ~(condition < 1.0 / (NEAR_SINGULAR * matrices.shape[-1]))
-    inverse *= scale.transpose(0, 2, 1)
-    inverse[singular] = np.nan
-    return inverse, singular
-
-
-def _reciprocal(values: Matrix) -> Matrix:
-    """Return a power of two near 1 / values, so that scaling rounds nothing."""
-    return np.ldexp(1.0, -np.frexp(values)[1])
-
-
-def _inverse(matrices: Array) -> tuple[Array, Mask]:
-    """Return inverses and a mask of those that do not exist."""
-    try:
-        inverse: Array = np.asarray(np.linalg.inv(matrices), dtype=np.float64)
-        return inverse, ~_is_finite(inverse)
-    except np.linalg.LinAlgError:  # one without an inverse stops the whole batch
-        usable = np.where(_is_finite(matrices)[:, None, None], matrices, 0.0)
-        broken: Mask = np.asarray(np.linalg.slogdet(usable)[0] == 0.0)
-        usable[broken] = np.eye(matrices.shape[-1])
-        return np.asarray(np.linalg.inv(usable), dtype=np.float64), broken
-
-
-def _is_finite(matrices: Array) -> Mask:
-    return np.asarray(np.isfinite(matrices).all(axis=(1, 2)))
-
-
-def _times(matrices: Array, vectors: Matrix) -> Matrix:
-    product: Matrix = np.matmul(matrices, vectors[:, :, None])[:, :, 0]
-    return product
 
 
 # ------------------------------------------------------------------------- solving
@@ -251,10 +200,10 @@ def _points(
         scale = equilibrating_scale(sensitivity)
         inverse, singular = batched_inverse(sensitivity, scale)
     else:
-        inverse, singular = _inverse(sensitivity * scale)
+        inverse, singular = inverse_of(sensitivity * scale)
         inverse *= scale.transpose(0, 2, 1)
-    step = _times(inverse, mean)
-    errors = np.sqrt(_times(np.square(inverse), square) / equation.n_units)
+    step = times(inverse, mean)
+    errors = np.sqrt(times(np.square(inverse), square) / equation.n_units)
     usable = ~singular & np.isfinite(step + errors).all(axis=1)
     return _Points(theta, step, errors, usable, scale)
 
@@ -312,31 +261,76 @@ class _Finished:
     is_root: Mask
     vanishes: Mask
 
+    @property
+    def is_finite(self) -> Mask:
+        """Which problems have numbers."""
+        return np.isfinite(self.theta).all(axis=1) & is_finite(self.covariance)
 
-def _finish(equation: BatchedEquation, theta: Matrix) -> _Finished:
+
+def _finish(
+    equation: BatchedEquation,
+    theta: Matrix,
+    inverted: Callable[[Array], tuple[Array, Mask]] = batched_inverse,
+) -> _Finished:
     """Return polished roots and sandwiches; the polishing verifies convergence."""
     mean, meat, sensitivity = equation.moments(theta)
-    inverse, _ = batched_inverse(sensitivity)
+    inverse, _ = inverted(sensitivity)
     half = np.matmul(inverse, meat)
     covariance = np.matmul(half, inverse.transpose(0, 2, 1)) / equation.n_units
-    step = _times(inverse, mean)
-    off = _length(theta, step, np.sqrt(_diagonal(covariance)))
+    step = times(inverse, mean)
+    off = _length(theta, step, np.sqrt(diagonal(covariance)))
     floor = getattr(equation, "floor", None)
     vanishes = np.zeros(len(theta), dtype=bool)
     if floor is not None:
-        vanishes = (_diagonal(meat) / _diagonal(sensitivity)).max(axis=1) <= floor()
+        vanishes = (diagonal(meat) / diagonal(sensitivity)).max(axis=1) <= floor()
     symmetric = (covariance + covariance.transpose(0, 2, 1)) / 2.0
     is_root = (off <= _SMALL_ERROR) | vanishes
     return _Finished(theta + step, symmetric, is_root, vanishes)
 
 
-def _diagonal(matrices: Array) -> Matrix:
-    return np.diagonal(matrices, axis1=1, axis2=2)
+def _rough_root(equation: Any, rough: Any) -> tuple[Matrix, int]:
+    r"""Return theta near the root, searched in single precision, and evaluations.
+
+    Newton steps, not damped, until their length :math:`(n \bar\psi^\top s)^{1/2}` is
+    small for most problems. Then one step more, with psi in double precision and the
+    last A: its error is that of single precision, squared.
+    """
+    theta = rough.start()
+    steps = 1
+    while steps <= _MAX_ROUGH:
+        mean, _, sensitivity = rough.newton_terms(theta)
+        step = solved(sensitivity, mean)
+        theta, steps = theta + step, steps + 1
+        decrement = equation.n_units * np.sum(mean * step, axis=1)
+        if np.mean(decrement <= _ROUGH_STEP**2) >= _SHARE_ROUGH:
+            break
+    theta = theta.astype(np.float64)
+    return theta + solved(sensitivity, equation.mean_psi(theta)), steps
+
+
+Part = tuple[Matrix, Array, IntVector, IntVector]
 
 
 @np.errstate(all="ignore")  # what is not finite becomes a status
-def _fit_part(equation: BatchedEquation) -> tuple[Matrix, Array, IntVector, IntVector]:
+def _fit_part(equation: BatchedEquation) -> Part:
     """Return roots, covariances, status codes and evaluations of one part."""
+    rough = equation.rough() if hasattr(equation, "rough") else None
+    if rough is None:
+        return _inspected(equation, _careful(equation))
+    theta, steps = _rough_root(equation, rough)
+    made = _finish(equation, theta, plain_inverse)
+    holds = made.is_root & ~made.vanishes & made.is_finite
+    codes = np.full(len(holds), _CODE["converged"])
+    part = made.theta, made.covariance, codes, np.full(len(holds), steps)
+    if not holds.all():
+        left = np.flatnonzero(~holds)
+        for whole, piece in zip(part, _careful(equation.part(left)), strict=True):
+            whole[left] = piece
+    return _inspected(equation, part)
+
+
+def _careful(equation: BatchedEquation) -> Part:
+    """Return a part solved by damped steps in double precision."""
     theta, codes, steps = _solve(equation)
     covariance = np.full((*theta.shape, theta.shape[1]), np.nan)
     left = np.flatnonzero(codes == _CODE["converged"])
@@ -346,12 +340,17 @@ def _fit_part(equation: BatchedEquation) -> tuple[Matrix, Array, IntVector, IntV
             break
         chosen = equation if len(left) == len(theta) else equation.part(left)
         made = _finish(chosen, theta[left])
-        finite = np.isfinite(made.theta).all(axis=1) & _is_finite(made.covariance)
         theta[left], covariance[left] = made.theta, made.covariance
         codes[left[made.is_root]] = _CODE["converged"]
         codes[left[made.vanishes]] = _CODE["interpolated"]
-        codes[left[~finite]] = _CODE["singular"]
-        left = left[finite & ~made.is_root]
+        codes[left[~made.is_finite]] = _CODE["singular"]
+        left = left[made.is_finite & ~made.is_root]
+    return theta, covariance, codes, steps
+
+
+def _inspected(equation: BatchedEquation, part: Part) -> Part:
+    """Return a part with the statuses that the equation knows, NaN for failures."""
+    theta, covariance, codes, steps = part
     inspect = getattr(equation, "inspect", None)
     if inspect is not None:
         for status, which in inspect(theta, _LABELS[codes]).items():
@@ -368,7 +367,10 @@ def batched_estimate(
 
     .. math:: V_r = A_r^{-1} M_r A_r^{-\top} / n .
 
-    Damped Newton steps, each problem with its own damping.
+    Newton steps in single precision where the equation has it (`BatchedEquation`);
+    every root is then polished and verified in double precision, and a problem that
+    does not pass is solved again in double precision by damped Newton steps, each
+    problem with its own damping.
 
     Parameters
     ----------

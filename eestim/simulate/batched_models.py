@@ -12,16 +12,11 @@ from eestim.errors import DataError, IdentificationError, SeparationError
 from eestim.models.families import family_and_link
 from eestim.models.separation import check_separation
 from eestim.roots import Root, Status
-from eestim.simulate.batched import (
-    BatchedFit,
-    batched_estimate,
-    batched_inverse,
-)
+from eestim.simulate._small import Array, Mask, batched_inverse
+from eestim.simulate.batched import BatchedFit, batched_estimate
 
 __all__ = ["BatchedGLM", "batched_glm"]
 
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 FamilyName = Literal["gaussian", "binomial", "poisson"]
 
 _EXTREME = 12.0  # linear predictor: a fitted probability within 6e-6 of 0 or 1
@@ -37,18 +32,25 @@ def _mean_and_variance(family: FamilyName, eta: Matrix) -> tuple[Matrix, Matrix]
     >>> _mean_and_variance("binomial", np.array([[0.0, 700.0]]))
     (array([[0.5, 1. ]]), array([[0.25, 0.  ]]))
     """
+    mean = _mean(family, eta)
+    if family != "binomial":
+        return mean, np.ones_like(eta) if family == "gaussian" else mean
+    variance = mean * mean
+    np.subtract(mean, variance, out=variance)
+    return mean, variance
+
+
+def _mean(family: FamilyName, eta: Matrix) -> Matrix:
+    """Return the mean at the canonical link, in a new array."""
     if family == "gaussian":
-        return eta, np.ones_like(eta)
+        return eta.copy()
     if family == "poisson":
-        mean = np.exp(eta)
-        return mean, mean
+        return np.asarray(np.exp(eta))
     mean = np.negative(eta)  # 1 / (1 + exp(-eta)), in place
     np.exp(mean, out=mean)
     mean += 1.0
     np.reciprocal(mean, out=mean)
-    variance = mean * mean
-    np.subtract(mean, variance, out=variance)
-    return mean, variance
+    return mean
 
 
 def _first_step(family: FamilyName, y: Matrix) -> tuple[Matrix | None, Matrix]:
@@ -154,7 +156,7 @@ class BatchedGLM:
             if weight is None
             else (weight @ self.products.T)
         )
-        gram = np.empty((len(sums), p, p))
+        gram = np.empty((len(sums), p, p), dtype=sums.dtype)
         gram[:, upper[0], upper[1]] = sums
         gram[:, upper[1], upper[0]] = sums
         return gram
@@ -166,11 +168,36 @@ class BatchedGLM:
         weight, target = _first_step(self.family, self.response)
         if self.offset is not None:
             target = target - self.offset
-        inverse, singular = batched_inverse(self._gram(weight))
-        inverse[singular] = 0.0  # found singular again by the solver
+        gram = self._gram(weight)
         right = self._gradient(target if weight is None else weight * target)
-        start: Matrix = np.matmul(inverse, right[:, :, None])[:, :, 0]
-        return start
+        try:
+            return np.asarray(np.linalg.solve(gram, right[:, :, None])[:, :, 0])
+        except np.linalg.LinAlgError:  # found singular again by the solver
+            inverse, singular = batched_inverse(gram)
+            inverse[singular] = 0.0
+            return np.asarray(np.matmul(inverse, right[:, :, None])[:, :, 0])
+
+    def rough(self) -> "BatchedGLM | None":
+        """Return the same problems in single precision, None where one step solves."""
+        if self.family == "gaussian":
+            return None
+
+        def single(values: Array | None) -> Any:
+            return None if values is None else values.astype(np.float32)
+
+        return replace(
+            self,
+            columns=single(self.columns),
+            response=single(self.response),
+            offset=single(self.offset),
+            products=single(self.products),
+        )
+
+    def mean_psi(self, theta: Matrix) -> Matrix:
+        """Return mean psi, (R, p)."""
+        mean = _mean(self.family, self._linear(theta))
+        np.subtract(self.response, mean, out=mean)
+        return self._gradient(mean) / self.n_units
 
     def newton_terms(self, theta: Matrix) -> tuple[Matrix, Matrix, Array]:
         """Return mean psi, its mean square under the model, and A."""

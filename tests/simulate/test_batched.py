@@ -10,8 +10,8 @@ from tolerances import EXACT, REFERENCE
 
 import eestim as ee
 from eestim.errors import DataError, EestimError, IdentificationError
-from eestim.simulate.batched import batched_estimate, batched_inverse
-from eestim.simulate.batched_models import batched_glm
+from eestim.simulate.batched import _rough_root, batched_estimate, batched_inverse
+from eestim.simulate.batched_models import BatchedGLM, batched_glm
 
 FAMILIES = ("gaussian", "binomial", "poisson")
 
@@ -149,6 +149,61 @@ def test_results_do_not_depend_on_threads():
     one, two = batched_glm(y, X, "binomial"), batched_glm(y, X, "binomial", jobs=2)
     np.testing.assert_array_equal(one.theta, two.theta)
     np.testing.assert_array_equal(one.covariance, two.covariance)
+
+
+@pytest.mark.parametrize("family", ["binomial", "poisson"])
+def test_the_search_in_single_precision_equals_the_one_in_double(family):
+    """Same root to 1e-8 standard errors, same covariance; the fast way was taken."""
+    y, X = problems(family, R=200, n=150, p=4)
+    quick = batched_glm(y, X, family)
+    slow = batched_estimate(InDouble(equation_of(y, X, family)))
+    assert (slow.status == quick.status).all()
+    assert (np.abs(quick.theta - slow.theta) <= 1e-8 * slow.se).all()
+    size = slow.se[:, :, None] * slow.se[:, None, :]
+    assert (np.abs(quick.covariance - slow.covariance) <= REFERENCE * size).all()
+    theta, _ = rough_root(y, X, family)
+    off = np.abs(theta - slow.theta) / slow.se
+    assert np.mean(off.max(axis=1) <= 1e-8) > 0.95
+
+
+def test_what_single_precision_cannot_hold_is_found_in_double():
+    """A column of years far from zero: its root is beyond seven digits."""
+    y, X = problems("binomial", R=40, n=150)
+    shifted = X.copy()
+    shifted[:, :, 1] += 20_000.0
+    plain, far = batched_glm(y, X, "binomial"), batched_glm(y, shifted, "binomial")
+    assert far.is_converged.all()
+    np.testing.assert_allclose(far.theta[:, 1], plain.theta[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(far.se[:, 1], plain.se[:, 1], rtol=1e-6)
+    theta, _ = rough_root(y, shifted, "binomial")
+    off = np.abs(theta - far.theta) / far.se
+    assert np.mean(off.max(axis=1) > 1e-8) > 0.5  # the fast way alone would be wrong
+
+
+@dataclass(frozen=True)
+class InDouble:
+    """An equation without its search in single precision."""
+
+    equation: BatchedGLM
+
+    def __getattr__(self, name):
+        if name == "rough":
+            raise AttributeError(name)
+        return getattr(self.equation, name)
+
+    def part(self, which):
+        return InDouble(self.equation.part(which))
+
+
+def rough_root(y, X, family):
+    equation = equation_of(y, X, family)
+    with np.errstate(all="ignore"):
+        return _rough_root(equation, equation.rough())
+
+
+def equation_of(y, X, family):
+    names = tuple(f"x{j}" for j in range(X.shape[-1]))
+    return BatchedGLM(np.ascontiguousarray(X.swapaxes(1, 2)), y, names, family)
 
 
 @given(seed=st.integers(0, 2**31), R=st.integers(1, 9))
