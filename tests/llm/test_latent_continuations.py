@@ -59,7 +59,7 @@ class Reciter:
 def test_differences_are_paired_by_document():
     rng = np.random.default_rng(0)
     texts = [
-        f"text {j} " + " ".join(rng.choice(["oak", "elm", "ash", "fir"], 12))
+        f"text {j} " + " ".join(rng.choice(["oak", "elm", "willow", "chestnut"], 12))
         for j in range(6)
     ]
     models = {"base": Reciter(texts, 8), "better": Reciter(texts, 24)}
