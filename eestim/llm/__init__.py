@@ -10,6 +10,7 @@ its parameters solve unbiased estimating equations by stochastic descent::
 """
 
 from eestim.llm.base import byte_model, byte_tokenizer
+from eestim.llm.continuations import continuations
 from eestim.llm.documents import Documents
 from eestim.llm.equations import (
     IWAE,
@@ -27,6 +28,7 @@ from eestim.llm.perturbations import Additive, ContextMLP, Gated, LowRank
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.recipe import Fit
 from eestim.llm.scores import scores
+from eestim.llm.seeds import over_seeds
 from eestim.llm.sensitivities import sensitivity
 from eestim.llm.training import fit
 
@@ -49,9 +51,11 @@ __all__ = [
     "Split",
     "byte_model",
     "byte_tokenizer",
+    "continuations",
     "evaluate",
     "fit",
     "infer",
+    "over_seeds",
     "scores",
     "sensitivity",
     "squared_size",
