@@ -124,6 +124,18 @@ def _parsed(formula: str, data: pd.DataFrame, unsafe: bool) -> Any:
         raise ValueError(
             f"`formula` {formula!r} has no outcome; write it as 'y ~ x1 + x2'."
         )
+    for side, part in (("left", parsed.lhs), ("right", parsed.rhs)):
+        if isinstance(part, tuple):
+            raise ValueError(
+                f"`formula` {formula!r} has several parts (`|`) on the {side}, as "
+                "instrumental variables have; this model takes one. Write the moments "
+                "as an equation: ee.equation(psi, data, start)."
+            )
+    if len(parsed.lhs) != 1:
+        raise ValueError(
+            f"`formula` {formula!r} has {len(parsed.lhs)} outcomes; give one (a sum of "
+            "columns is I(a + b))."
+        )
     for factor in _factors(parsed):
         if factor.eval_method.value == "python" and not unsafe:
             _check_expression(factor.expr)

@@ -262,6 +262,18 @@ class TestBadInput:
         with pytest.raises(ValueError, match="formula"):
             ee.glm(formula, data, family="binomial")
 
+    @pytest.mark.parametrize(
+        ("formula", "message"),
+        [
+            ("y ~ x | z", "several parts .* on the right"),
+            ("y | e ~ x", "several parts .* on the left"),
+            ("y + e ~ x", "has 2 outcomes"),  # the second was once taken silently
+        ],
+    )
+    def test_formulas_of_other_models(self, data, formula, message):
+        with pytest.raises(ValueError, match=message):
+            ee.ols(formula, data)
+
     def test_allowed_calls(self, data):
         made = ee.ols("y ~ np.log(e) + I(x**2) + poly(z, 2) + C(g) + center(x)", data)
         assert "np.log(e)" in made.names
