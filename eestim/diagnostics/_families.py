@@ -28,18 +28,24 @@ def fitted_mean(equation: Any, theta: Vector) -> Vector:
     return mean
 
 
-def family_moments(equation: Any, theta: Vector) -> FamilyMoments | None:
+def family_moments(
+    equation: Any, theta: Vector, *, linear: bool = False
+) -> FamilyMoments | None:
     """Return residual and its second, third and fourth central moments.
 
-    None unless the family is binomial or Poisson with its canonical link, outcomes
-    are zero or one where binomial, and there are no weights.
+    None unless the family is binomial or Poisson with its canonical link (or, if
+    ``linear``, normal with the identity), outcomes are zero or one where binomial, and
+    there are no weights.
     """
-    if not _is_known(equation) or equation.family.name == "gaussian":
-        return None
-    if not equation.is_canonical:
+    if not _is_known(equation) or not equation.is_canonical:
         return None
     mu = fitted_mean(equation, theta)
     residual = equation.response - mu
+    if equation.family.name == "gaussian":
+        if not linear:
+            return None
+        variance = np.full(len(mu), float(np.mean(residual**2)))
+        return residual, variance, np.zeros(len(mu)), 3 * variance**2
     if equation.family.name == "poisson":
         return residual, mu, mu, mu + 3 * mu**2
     if not np.isin(equation.response, (0.0, 1.0)).all():

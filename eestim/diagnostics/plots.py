@@ -107,6 +107,8 @@ def plot_rate(curve: RateCurve, ax: Any = None) -> Any:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xticks(sizes, [f"{m:.0f}" for m in sizes])
+    marks = np.geomspace(spreads.min(), spreads.max(), 3)
+    ax.set_yticks(marks, [f"{value:.2g}" for value in marks])
     ax.minorticks_off()
     ax.legend(frameon=False, title="slope")
     return _finish(
@@ -160,7 +162,8 @@ def plot_spectrum(report: RankReport, ax: Any = None) -> Any:
     ax.set_yscale("log")
     ax.set_xticks(order if len(order) <= 20 else order[:: len(order) // 10])
     ax.set_xlim(0.5, len(order) + 0.5)
-    ax.legend(frameon=False)
+    if not kept.all():
+        ax.legend(frameon=False)
     return _finish(
         ax,
         f"Rank {report.rank} of {report.n_parameters}",

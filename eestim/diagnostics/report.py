@@ -32,7 +32,8 @@ __all__ = ["Findings", "diagnose"]
 
 _ORDER = {"fail": 0, "warn": 1, "pass": 2, "not applicable": 3}
 _CERTAIN = 1e-3  # level where more data can be simulated at will
-_MOST_DRAWS = 60  # subsamples of a size, once the budget allows them
+_VAGUE = 0.12  # standard error of a slope that tells nothing about -1/2 and -1/4
+_MOST_DRAWS = 240  # subsamples of a size: a standard error of about 0.05
 _COLUMNS = ("status", "check", "statistic", "threshold", "p", "meaning")
 
 
@@ -255,7 +256,7 @@ def _rate(
             curve = subsample_rate(fit, rng, h=h, draws=min(draws, _MOST_DRAWS))
     except (CapabilityError, InferenceError) as error:
         return None, not_applicable("rate", str(error))
-    if curve.error > 0.1:
+    if curve.error > _VAGUE:
         return curve, not_applicable(
             "rate",
             f"The slope {curve.slope:.2f} has a standard error of {curve.error:.2f} "
