@@ -315,7 +315,7 @@ def test_diagnose_judges_what_is_reported_and_latent_draws(rng):
 
     found = ee.diagnose(
         fit,
-        budget=0.3,
+        budget=60.0,
         latent=latent,
         simulate=lambda theta, r: r.normal(size=(400, 1)),
     )
