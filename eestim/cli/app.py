@@ -172,3 +172,39 @@ def demo(
     with resumable():
         index = run_demo(out, settings, Console(stderr=True))
     typer.echo(f"report: {index}")
+
+
+@app.command()
+def simulate(
+    study: Annotated[
+        str, typer.Argument(help="FILE.py, or FILE.py:NAME where it has several.")
+    ],
+    replications: Annotated[
+        int, typer.Option(help="At each design point; the most there can be.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder of every replication; FILE-store by default."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report; FILE-report by default."),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="MEASURE=ERROR: stop a design point at this error."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="At most 50 replications.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run a simulation study, or go on with it, and write its report."""
+    from eestim.cli.simulate import Request, as_json, run_study
+
+    request = Request(study, replications, seed, jobs, store, out, until, quick)
+    with resumable():
+        results, index = run_study(request, Console(stderr=True))
+    typer.echo(as_json(results, index) if json else f"{results}\nreport: {index}")

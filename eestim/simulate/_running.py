@@ -64,9 +64,9 @@ class Progress:
     rate : float
         Replications a second in this run.
     failures : int
-        Rows without a number, so far.
+        Rows without a number, so far, those of earlier runs in the store included.
     coverage : dict from method to (coverage, its Monte Carlo error)
-        Over design points and estimands, where there are intervals.
+        Over design points and estimands, where there are intervals; likewise.
     """
 
     done: int
@@ -131,6 +131,7 @@ class Runner:
 
     def run(self, until: Precision | None) -> dict[int, int]:
         """Run all that is missing; return the replications of each point."""
+        self._look_at_what_is_held()
         counts = dict.fromkeys(range(len(self.plan.points)), 0)
         active = list(self.plan.points)
         step = self.replications if until is None else until.every
@@ -228,23 +229,33 @@ class Runner:
                 for point, numbers in tasks
             )
 
+    def _look_at_what_is_held(self) -> None:
+        """Count what an earlier run left, so that progress tells of all of it."""
+        if self.progress is not None:
+            for point in self.plan.points:
+                for table in self.sink.tables(point):
+                    truth = table["estimand"].map(point.truth).astype(float)
+                    self._tally(table.assign(truth=truth))
+
+    def _tally(self, table: pd.DataFrame) -> None:
+        self.failures += int((table["status"] != "ok").sum())
+        known = table[table["lower"].notna() & table["upper"].notna()]
+        covered = (known["lower"] <= known["truth"]) & (
+            known["truth"] <= known["upper"]
+        )
+        for method, hits in covered.groupby(known["method"], sort=False):
+            held = self.tally.setdefault(str(method), [0, 0])
+            held[0] += int(hits.sum())
+            held[1] += len(hits)
+
     def _take_in(self, block: Block) -> None:
         count = len(block.numbers)
         self.cost[block.point] = block.seconds / count
         self.done += count
         self.fresh += count
-        table = block.table
-        self.failures += int((table["status"] != "ok").sum())
+        self._tally(block.table)
         if self.progress is None:
             return
-        known = table[table["lower"].notna() & table["upper"].notna()]
-        covered = (known["lower"] <= known["truth"]) & (
-            known["truth"] <= known["upper"]
-        )
-        for method, hits in covered.groupby(known["method"]):
-            held = self.tally.setdefault(str(method), [0, 0])
-            held[0] += int(hits.sum())
-            held[1] += len(hits)
         seconds = time.perf_counter() - self.began
         total = self.replications * len(self.plan.points)
         self.progress(

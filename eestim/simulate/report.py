@@ -1,5 +1,6 @@
 """A study as a page: what was run, what failed, how the methods did, and pictures."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -28,7 +29,12 @@ _SHOWN = (
 _MC = "In brackets Monte Carlo standard errors."
 
 
-def study_page(results: "Results", title: str, lead: str = "") -> Page:
+def study_page(
+    results: "Results",
+    title: str,
+    lead: str = "",
+    facts: Mapping[str, Any] | None = None,
+) -> Page:
     """Return the report of a study, to be written by `eestim.report.html.write`.
 
     Parameters
@@ -36,16 +42,18 @@ def study_page(results: "Results", title: str, lead: str = "") -> Page:
     results : Results
     title, lead : str
         Heading, and what the study is about.
+    facts : mapping, optional
+        Further rows of how it was made.
     """
     points = results.points.reset_index(drop=True)
     counts = points["replications"]
-    facts = {
+    made = {
         "seed": results.seed,
         "replications": _span(counts),
         "design points": len(points),
         "methods": ", ".join(results.methods),
         "level": results.levels[0],
-    }
+    } | dict(facts or {})
     sections = (
         Section("Design", (Table("design", points, "Design points."),)),
         _failures(results),
@@ -53,7 +61,7 @@ def study_page(results: "Results", title: str, lead: str = "") -> Page:
         _pictures(results),
         *_comparison(results),
     )
-    return Page(title, lead, sections, facts)
+    return Page(title, lead, sections, made)
 
 
 def _span(counts: "pd.Series[int]") -> str:
@@ -148,22 +156,33 @@ def _pictures(results: "Results") -> Section:
         "Points by method and design point.",
     )
     if "coverage" in measures:
-        first = int(results.points.index[0])
+        number = _worst_point(results)
         add(
             "zipper",
-            plots.zipper(results, point=first),
-            "All intervals at the first design point, ranked by distance from the "
-            "truth; dark ones miss it.",
+            plots.zipper(results, point=number),
+            "All intervals at the design point with the lowest coverage, ranked by "
+            "distance from the truth; dark ones miss it. Dotted: the Wilson interval "
+            "of the coverage.",
             "Zipper plot, one panel a method.",
         )
         add(
             "coverage_by_level",
-            plots.coverage_plot(results, point=first),
-            "Coverage minus nominal level at the first design point; dotted: where an "
+            plots.coverage_plot(results, point=number),
+            "Coverage minus nominal level at the same design point; dotted: where an "
             "exact method lies in 95% of studies.",
             "Lines of coverage error by nominal level.",
         )
     return Section("Pictures", tuple(blocks))
+
+
+def _worst_point(results: "Results") -> int:
+    """Return the design point with the lowest coverage of the first estimand."""
+    found = results.performance()
+    chosen = found["estimand"] == results.estimands[0]
+    rows = found[chosen & (found["measure"] == "coverage")]
+    if not len(rows):  # of another estimand only
+        return int(results.points.index[0])
+    return int(rows.sort_values("value", kind="stable")["point"].iloc[0])
 
 
 def _comparison(results: "Results") -> tuple[Section, ...]:
