@@ -26,10 +26,13 @@ class TokenBatch:
     ----------
     input_ids, targets : (B, T) int64 tensors
         `targets` is -100 where a position predicts nothing.
+    start : (B, T) int64 tensor, optional
+        First position of each token's own document, where rows hold several.
     """
 
     input_ids: Tensor
     targets: Tensor
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

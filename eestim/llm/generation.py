@@ -1,104 +1,364 @@
-"""Continuations of a prefix, the latent averaged over at every step."""
+"""Continuations of a prefix, the latent averaged over at every step.
+
+Settings are those of transformers' `generate`: they come from the base's generation
+config, then from `generation_config`, then from single arguments. The scores that
+processors and warpers see are averaged log probabilities.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Generator as Coroutine
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from transformers import (
+    DynamicCache,
+    GenerationConfig,
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    StopStringCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from eestim.errors import CapabilityError
 from eestim.llm.averaging import average_log_probabilities
+from eestim.llm.batches import check_tokens
+from eestim.llm.discrete import TokenPerturbation
+from eestim.llm.sites import virtual_tokens
 
 __all__ = ["generate"]
+
+_FOLLOWED = frozenset(
+    {
+        "bad_words_ids",
+        "bos_token_id",
+        "do_sample",
+        "eos_token_id",
+        "max_length",
+        "max_new_tokens",
+        "min_new_tokens",
+        "min_p",
+        "no_repeat_ngram_size",
+        "num_return_sequences",
+        "pad_token_id",
+        "repetition_penalty",
+        "stop_strings",
+        "temperature",
+        "top_k",
+        "top_p",
+        "use_cache",
+    }
+)
+_DEFAULT_NEW = 64
+
+Paths = Coroutine[Tensor, Tensor, None]
 
 
 @torch.no_grad()
 def generate(
     model: Any,
-    input_ids: Tensor,
-    max_new_tokens: int = 64,
+    input_ids: Any,
+    max_new_tokens: int | None = None,
     *,
     draws: int = 8,
-    do_sample: bool = True,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    eos_token_id: int | None = None,
     generator: Generator | None = None,
+    attention_mask: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Continue token sequences, averaging over the latent at every step.
 
-    The K latent paths are kept and extended, with a key-value cache each; the
-    next token is chosen from their averaged law.
+    The K latent paths are kept and extended, with a key-value cache each above the
+    site; the next token is chosen from their averaged law.
 
     Parameters
     ----------
     model : LatentPrefixLM
-    input_ids : (B, T) tensor
-    max_new_tokens, do_sample, temperature, top_k, top_p, eos_token_id
-        As in transformers.
+    input_ids : (B, T) tensor, or mapping with `input_ids` and `attention_mask`
+    max_new_tokens : int, optional
+        64 where neither it nor `max_length` is set.
     draws : int
         K latent paths for each sequence.
     generator : torch.Generator, optional
         Source of latents and tokens; a fresh one of seed 0 when left out.
+    attention_mask : (B, T) tensor, optional
+        0 where a row is padded, on the left only.
+    generation_config, logits_processor, stopping_criteria
+        As in transformers.
+    **settings
+        `do_sample` (greedy when left out), `temperature`, `top_k` (all tokens when
+        left out, where transformers has 50), `top_p`, `min_p`, `repetition_penalty`,
+        `no_repeat_ngram_size`, `bad_words_ids`, `eos_token_id`, `pad_token_id`,
+        `stop_strings`, `min_new_tokens`, `max_length`, `num_return_sequences`,
+        `use_cache`.
 
     Returns
     -------
-    (B, T + new) tensor
-        Rows that end early are filled with `eos_token_id`.
+    (B R, T + new) tensor
+        R sequences for each row; those that end early are filled with `pad_token_id`,
+        or with the end symbol where there is none.
+
+    Raises
+    ------
+    CapabilityError
+        If a setting is one that averaged predictions do not follow (beam search, ...).
+    ValueError
+        If rows are padded on the right, or the base's context is exceeded.
     """
-    if input_ids.ndim != 2:
-        raise ValueError(
-            f"`input_ids` has shape {tuple(input_ids.shape)}; expected (B, T)."
-        )
-    model.check_context(input_ids.shape[1] + max_new_tokens)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    warpers: Any = _warpers(temperature, top_k, top_p)
-    tokens = input_ids.to(model.device)
+    tokens, mask = _prompt(model, input_ids, attention_mask)
+    config = _settings(
+        model, generation_config, {**settings, "max_new_tokens": max_new_tokens}
+    )
+    budget = _budget(model, config, tokens.shape[1])
+    copies = config.num_return_sequences or 1
+    tokens, mask = (x.repeat_interleave(copies, 0) for x in (tokens, mask))
+    generator = generator or torch.Generator().manual_seed(0)
+    process = _processors(config, tokens, logits_processor)
+    stop = _criteria(model, config, stopping_criteria)
+    ends = _end_symbols(config, tokens)
+    pad = config.pad_token_id
+    fill = int(ends[0]) if pad is None and len(ends) else int(pad or 0)
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    fresh, cache = tokens, None
-    for _ in range(max_new_tokens):
-        embeddings = model.widened(model.base.get_input_embeddings()(fresh))
-        latents = model.latents(embeddings, draws, generator)
-        moved = model.perturb(embeddings, latents)
-        output = model.base(
-            inputs_embeds=model.narrowed(moved.flatten(0, 1)),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache = output.past_key_values
-        last = output.logits[:, -1].reshape(len(moved), len(tokens), -1)
-        log_p = average_log_probabilities(last)
-        chosen = _choose(warpers(tokens, log_p), do_sample, generator)
-        if eos_token_id is not None:
-            chosen = chosen.masked_fill(ended, eos_token_id)
-            ended = ended | (chosen == eos_token_id)
-        fresh = chosen.unsqueeze(1)
-        tokens = torch.cat([tokens, fresh], dim=1)
-        if bool(ended.all()):
+    paths = _paths(model, tokens, mask, draws, budget, generator, config)
+    scores = next(paths)
+    for left in reversed(range(budget)):
+        chosen = _choose(process(tokens, scores), bool(config.do_sample), generator)
+        chosen = chosen.masked_fill(ended, fill)
+        tokens = torch.cat([tokens, chosen.unsqueeze(1)], dim=1)
+        ended = ended | torch.isin(chosen, ends) | stop(tokens, scores)
+        if left == 0 or bool(ended.all()):
             break
+        scores = paths.send(tokens)
     return tokens
 
 
-def _warpers(
-    temperature: float, top_k: int | None, top_p: float | None
-) -> LogitsProcessorList:
-    """Return transformers' processors for the options that are set."""
+def _prompt(model: Any, input_ids: Any, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (tokens, mask of ones and zeros) on the model's device."""
+    if isinstance(input_ids, Mapping) or hasattr(input_ids, "keys"):
+        mask = input_ids.get("attention_mask") if mask is None else mask
+        input_ids = input_ids["input_ids"]
+    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        raise ValueError(
+            f"`input_ids` has shape {tuple(input_ids.shape)}; expected (B, T) with at "
+            "least one token."
+        )
+    check_tokens(input_ids, model.base.get_input_embeddings().weight.shape[0])
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    if mask.shape != input_ids.shape or bool((mask[:, 1:] < mask[:, :-1]).any()):
+        raise ValueError(
+            "`attention_mask` must have the shape of `input_ids` and pad on the left, "
+            "so that each row ends where its continuation begins; tokenize with "
+            "padding_side='left'."
+        )
+    return input_ids.to(model.device), mask.to(model.device)
+
+
+def _settings(
+    model: Any, given: GenerationConfig | None, single: dict[str, Any]
+) -> GenerationConfig:
+    """Return the settings in force, after refusing those that cannot be followed."""
+    make: Any = GenerationConfig
+    own = getattr(model.base, "generation_config", None) or make()
+    config: Any = copy.deepcopy(own)
+    asked = {} if given is None else given.to_diff_dict()
+    asked |= {name: value for name, value in single.items() if value is not None}
+    asked.pop("transformers_version", None)
+    if single.get("max_new_tokens") is not None:
+        config.max_length = None
+        if "max_length" not in single:
+            asked.pop("max_length", None)
+    unknown = config.update(**asked)
+    if unknown:
+        raise TypeError(f"`generate` has no argument {sorted(unknown)[0]!r}.")
+    neutral = GenerationConfig._get_default_generation_params()
+    for name in asked:
+        value = getattr(config, name)
+        if name not in _FOLLOWED and value not in (None, neutral.get(name)):
+            raise CapabilityError(
+                f"`{name}` is {value!r}, which averaged predictions do not follow; "
+                f"leave it out. Followed are {', '.join(sorted(_FOLLOWED))}."
+            )
+    followed: GenerationConfig = config
+    return followed
+
+
+def _budget(model: Any, config: GenerationConfig, length: int) -> int:
+    """Return the number of new tokens at most."""
+    new = config.max_new_tokens
+    if new is None:
+        new = _DEFAULT_NEW if config.max_length is None else config.max_length - length
+    if new < 1:
+        raise ValueError(
+            f"`max_new_tokens` leaves {new} tokens to generate after a prompt of "
+            f"{length}; raise it, or `max_length`."
+        )
+    model.check_context(length + new)
+    return int(new)
+
+
+def _processors(
+    config: GenerationConfig, prompt: Tensor, own: LogitsProcessorList | None
+) -> Any:
+    """Return transformers' processors and, if sampling, warpers that are set."""
     chosen = LogitsProcessorList()
-    if temperature != 1.0:
-        chosen.append(TemperatureLogitsWarper(float(temperature)))
-    if top_k is not None:
-        chosen.append(TopKLogitsWarper(top_k))
-    if top_p is not None and top_p < 1.0:
-        chosen.append(TopPLogitsWarper(top_p))
+    ends = _end_symbols(config, prompt)
+    if config.repetition_penalty not in (None, 1.0):
+        chosen.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.no_repeat_ngram_size:
+        chosen.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+    if config.bad_words_ids is not None:
+        chosen.append(NoBadWordsLogitsProcessor(config.bad_words_ids, ends))
+    if config.min_new_tokens and len(ends):
+        chosen.append(
+            MinNewTokensLengthLogitsProcessor(
+                prompt.shape[1],
+                config.min_new_tokens,
+                ends,
+                device=str(prompt.device),
+            )
+        )
+    chosen.extend(own or [])
+    if config.do_sample:
+        if config.temperature not in (None, 1.0):
+            chosen.append(TemperatureLogitsWarper(float(config.temperature)))
+        if config.top_k:
+            chosen.append(TopKLogitsWarper(config.top_k))
+        if config.top_p is not None and config.top_p < 1.0:
+            chosen.append(TopPLogitsWarper(config.top_p))
+        if config.min_p is not None:
+            chosen.append(MinPLogitsWarper(config.min_p))
     return chosen
+
+
+def _end_symbols(config: GenerationConfig, like: Tensor) -> Tensor:
+    """Return the end symbols, as one tensor."""
+    ends = config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    return torch.tensor(ends, dtype=torch.long, device=like.device)
+
+
+def _criteria(
+    model: Any, config: GenerationConfig, own: StoppingCriteriaList | None
+) -> Any:
+    """Return what tells, from tokens and scores, which rows have ended."""
+    criteria = StoppingCriteriaList(own or [])
+    if config.stop_strings is not None:
+        if model.tokenizer is None:
+            raise ValueError(
+                "`stop_strings` needs the model's tokenizer; give LatentPrefixLM one, "
+                "or stop by `eos_token_id`."
+            )
+        criteria.append(StopStringCriteria(model.tokenizer, config.stop_strings))
+
+    def stop(tokens: Tensor, scores: Tensor) -> Tensor:
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        for one in criteria:
+            ended = ended | torch.as_tensor(one(tokens, scores), device=tokens.device)
+        return ended
+
+    return stop
+
+
+def _paths(
+    model: Any,
+    tokens: Tensor,
+    mask: Tensor,
+    draws: int,
+    budget: int,
+    generator: Generator,
+    config: GenerationConfig,
+) -> Paths:
+    """Return a coroutine: given all tokens, the next token's averaged log law."""
+    is_padded = not bool(mask.all())
+    if isinstance(model.perturbation, TokenPerturbation):
+        if is_padded:
+            raise CapabilityError(
+                f"{model.perturbation} does not take padded rows; continue rows of one "
+                "length at a time."
+            )
+        return _changed_paths(model, tokens, draws, budget, generator)
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    first = (mask == 0).sum(1, keepdim=True)
+    start = torch.where(mask == 0, place, first) if is_padded or model.site else None
+    cached = config.use_cache is not False and not virtual_tokens(model.base)
+    return _latent_paths(model, tokens, start, draws, generator, cached)
+
+
+def _latent_paths(
+    model: Any,
+    tokens: Tensor,
+    start: Tensor | None,
+    draws: int,
+    generator: Generator,
+    cached: bool,
+) -> Paths:
+    """Yield averaged log laws of continuous latents, each path with its own cache.
+
+    Without a cache every step runs the whole rows again, with the same latents.
+    """
+    site, table = model._site(), model.base.get_input_embeddings()
+    caches = [DynamicCache(config=model.base.config) for _ in range(2)]
+    lower, upper = caches if cached else (None, None)
+    fresh, clean, latents = tokens, None, None
+    while True:
+        embeddings = table(fresh if cached else tokens)
+        states = model.widened(site.states(embeddings, start, lower))
+        clean = states if clean is None or not cached else torch.cat([clean, states], 1)
+        latents = _extended(
+            model, latents, states[:, -fresh.shape[1] :], draws, generator
+        )
+        shown = states.shape[1]
+        if not getattr(model.perturbation, "sees_prefix", True):
+            moved = model.moved(states, latents[:, :, -shown:], start)
+        else:
+            moved = model.moved(clean, latents, start)[:, :, -shown:]
+        logits = site.logits(
+            model.narrowed(moved.flatten(0, 1)), start, upper, only_last=True
+        )
+        last = logits[:, -1].view(len(moved), len(tokens), -1)
+        tokens = yield average_log_probabilities(last)
+        fresh = tokens[:, -1:]
+        if start is not None:
+            start = torch.cat([start, start[:, -1:]], 1)
+
+
+def _extended(
+    model: Any,
+    latents: Tensor | None,
+    fresh: Tensor,
+    draws: int,
+    generator: Generator,
+) -> Tensor:
+    """Return the latents of all positions, after drawing those of the fresh ones."""
+    if latents is None:
+        found: Tensor = model.latents(fresh, draws, generator)
+        return found
+    if model.latent == "sequence":
+        return torch.cat([latents, latents[:, :, -1:]], 2)
+    return torch.cat([latents, model.latents(fresh, draws, generator)], 2)
+
+
+def _changed_paths(
+    model: Any, tokens: Tensor, draws: int, budget: int, generator: Generator
+) -> Paths:
+    """Yield averaged log laws of changed prefixes, each token's change drawn once."""
+    rows, length = tokens.shape
+    noise = model.perturbation.noise(draws, rows, length + budget, generator)
+    while True:
+        logits = model.of_changed(tokens, noise[:, :, : tokens.shape[1]])
+        tokens = yield average_log_probabilities(logits[:, :, -1])
 
 
 def _choose(scores: Tensor, do_sample: bool, generator: Generator) -> Tensor:

@@ -1,83 +1,118 @@
-r"""A causal language model whose prefix embeddings carry a Gaussian latent.
+r"""A causal language model whose prefix states carry a Gaussian latent.
 
 .. math:: p(y \mid x) = E_Z \, \mathrm{softmax}\, f_\beta(g_\phi(e(x), Z))
 
-One independent latent vector perturbs each position, and a causal model lets the
-prediction at a position see only the latents up to it, so the same draws serve all
-positions of one teacher-forced pass. The latent acts in training *and* in prediction:
-probabilities are averaged over draws, never logits.
+The latent perturbs the embeddings, or the states after a block, of each position. A
+causal model lets the prediction at a position see only the latents up to it, so the
+same draws serve all positions of one teacher-forced pass. The latent acts in training
+*and* in prediction: probabilities are averaged over draws, never logits.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eestim.errors import CapabilityError, DataError
+from eestim.errors import CapabilityError
+from eestim.llm import saving
 from eestim.llm.averaging import average_log_probabilities, standard_normal
-from eestim.llm.documents import TokenBatch
+from eestim.llm.batches import as_token_batch, check_tokens
+from eestim.llm.discrete import TokenPerturbation
 from eestim.llm.generation import generate
-from eestim.llm.perturbations import Perturbation, from_config
-from eestim.llm.sites import bypassed, linear_head
-from eestim.llm.surrogates import IGNORED
+from eestim.llm.limits import (
+    check_base,
+    check_context,
+    check_device,
+    check_memory,
+    check_site,
+    check_tokenizer,
+)
+from eestim.llm.perturbations import Perturbation
+from eestim.llm.sites import Site, bypassed, linear_head, site_index
 
 __all__ = ["LatentPrefixLM", "as_token_batch"]
 
-_SETTINGS = "latent_prefix.json"
-_WEIGHTS = "perturbation.safetensors"
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "*.safetensors.index.json")
-
 
 class LatentPrefixLM(nn.Module):
-    """Wrap a Hugging Face causal model with a perturbation of its embeddings.
+    """Wrap a Hugging Face causal model with a perturbation of its prefixes.
 
     Parameters
     ----------
     base : transformers causal language model
         Must take `inputs_embeds`. Dropout is switched off for good: it would be a
         second latent that prediction does not average over.
-    perturbation : Perturbation, optional
+    perturbation : Perturbation or TokenPerturbation, optional
         None gives the plain model in the same interface.
     tokenizer : transformers tokenizer, optional
         Saved and loaded with the model.
+    site : "embeddings" or int
+        What is perturbed: the input embeddings, or the states after block l (from 1).
+        The blocks below a site run once for all K draws.
+    latent : {"position", "sequence"}
+        One independent latent for each position, or one for each document. With
+        "sequence" the law of a next token is still an average over the latent's
+        prior: the tokens before it do not reweight the draws.
     train_base : bool
-        Whether `fit` trains the base too.
+        Whether `fit` trains the base too; of a base adapted by peft, its adapters.
 
     Raises
     ------
     TypeError
         If the base does not take `inputs_embeds`.
     ValueError
-        If it ignores them, or the perturbation has another width.
+        If it ignores them, the perturbation has another width, the tokenizer has more
+        tokens than the base, or there is no such site.
     """
 
     def __init__(
         self,
         base: Any,
-        perturbation: Perturbation | None = None,
+        perturbation: Perturbation | TokenPerturbation | None = None,
         tokenizer: Any = None,
         *,
+        site: str | int = "embeddings",
+        latent: Literal["position", "sequence"] = "position",
         train_base: bool = True,
     ) -> None:
         super().__init__()
-        self._head_is_linear = _check_base(base, perturbation)
+        width = perturbation.width if isinstance(perturbation, Perturbation) else None
+        self._head_is_linear = check_base(base, width)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, base)
+        if latent not in ("position", "sequence"):
+            raise ValueError(
+                f"`latent` is {latent!r}; expected 'position' or 'sequence'."
+            )
         self.base = base
-        self.perturbation = perturbation
+        self.perturbation: Any = perturbation
         self.tokenizer = tokenizer
-        self.base.requires_grad_(train_base)
+        self.site = site_index(site, base)
+        self.latent = latent
+        if self.site and isinstance(perturbation, TokenPerturbation):
+            raise ValueError(
+                f"`site` is {site!r}, but {perturbation} changes tokens; leave `site` "
+                "at 'embeddings'."
+            )
+        check_site(self._site())
+        if not train_base:
+            self.base.requires_grad_(False)
+        elif not hasattr(base, "peft_config"):  # peft has chosen what trains
+            self.base.requires_grad_(True)
         self.eval()
 
     def train(self, mode: bool = True) -> LatentPrefixLM:  # noqa: ARG002 - see class
         """Stay in evaluation mode, without dropout; gradients are unaffected."""
         return super().train(False)
+
+    def to(self, *arguments: Any, **options: Any) -> LatentPrefixLM:
+        """Move or convert as a torch module; a GPU that is not there is refused."""
+        place = options.get("device", arguments[0] if arguments else None)
+        if isinstance(place, str | torch.device):
+            check_device(place)
+        return super().to(*arguments, **options)
 
     @property
     def has_latent(self) -> bool:
@@ -85,52 +120,123 @@ class LatentPrefixLM(nn.Module):
         return self.perturbation is not None
 
     @property
+    def independent_draws(self) -> bool:
+        """Whether the K draws are independent, as unbiased equations need."""
+        return getattr(self.perturbation, "independent_draws", True)
+
+    @property
     def device(self) -> torch.device:
         """Where the embeddings live."""
         return torch.device(self.base.get_input_embeddings().weight.device)
 
+    def without_latent(self) -> LatentPrefixLM:
+        """Return the plain model on the same base, for prediction without noise."""
+        plain = object.__new__(LatentPrefixLM)
+        nn.Module.__init__(plain)
+        plain.base, plain.perturbation = self.base, None
+        plain.tokenizer, plain.site, plain.latent = self.tokenizer, 0, "position"
+        plain._head_is_linear = self._head_is_linear
+        return plain.eval()
+
+    def summary(self) -> str:
+        """Return the base, the site and the perturbation with their sizes.
+
+        Examples
+        --------
+        >>> from eestim.llm import LowRank, byte_model
+        >>> base = byte_model(8, width=8, layers=2, heads=2)
+        >>> print(LatentPrefixLM(base, LowRank(8, rank=2), site=1).summary())
+        base          LlamaForCausalLM, 3,632 parameters, 3,632 trained
+        perturbation  LowRank(width=8, rank=2, size=1.0, ...; 16 parameters)
+        site          after block 1 of 2
+        latent        one for each position
+        """
+        counts = [(p.numel(), p.requires_grad) for p in self.base.parameters()]
+        total, trained = sum(n for n, _ in counts), sum(n for n, on in counts if on)
+        blocks = getattr(self.base.config, "num_hidden_layers", "?")
+        site = f"after block {self.site} of {blocks}" if self.site else "embeddings"
+        inner = getattr(self.base, "get_base_model", lambda: self.base)()
+        return "\n".join(
+            [
+                f"base          {type(inner).__name__}, {total:,} parameters, "
+                f"{trained:,} trained",
+                f"perturbation  {self.perturbation}",
+                f"site          {site}",
+                f"latent        one for each {self.latent}",
+            ]
+        )
+
     def widened(self, embeddings: Tensor) -> Tensor:
         """Return embeddings in the perturbation's dtype: phi stays in float32."""
-        if self.perturbation is None:
+        if not isinstance(self.perturbation, Perturbation):
             return embeddings
-        return embeddings.to(next(self.perturbation.parameters()).dtype)
+        first = next(self.perturbation.parameters(), None)
+        return embeddings.to(torch.float32 if first is None else first.dtype)
 
     def narrowed(self, perturbed: Tensor) -> Tensor:
         """Return perturbed embeddings in the base's dtype."""
         return perturbed.to(self.base.get_input_embeddings().weight.dtype)
 
     def embed(self, batch: Any) -> Tensor:
-        """Return the clean embeddings of a batch, (B, T, width)."""
-        ids = as_token_batch(batch).input_ids.to(self.device)
-        return self.widened(self.base.get_input_embeddings()(ids))
+        """Return the clean states of a batch at the site, (B, T, width)."""
+        rows = as_token_batch(batch)
+        table = self.base.get_input_embeddings()
+        check_tokens(rows.input_ids, table.weight.shape[0])
+        self.check_context(rows.input_ids.shape[1])
+        embeddings = table(rows.input_ids.to(self.device))
+        return self.widened(self._site().states(embeddings, self._start(batch)))
 
-    def latents(self, embeddings: Tensor, draws: int, generator: Generator) -> Tensor:
-        """Return (K, B, T, r) latents, independent over draws, rows and positions."""
+    def latents(
+        self, embeddings: Tensor, draws: int, generator: Generator, batch: Any = None
+    ) -> Tensor:
+        """Return (K, B, T, r) latents, independent over draws, rows and positions.
+
+        Where the latent is one for each sequence, the positions of a document share
+        it; `batch` tells the documents of packed rows apart.
+        """
         if draws < 1:
             raise ValueError(f"`draws` is {draws}; it must be at least 1.")
-        rank = 0 if self.perturbation is None else self.perturbation.latent
+        known = isinstance(self.perturbation, Perturbation)
+        rank = self.perturbation.latent if known else 0
         shape = (draws, *embeddings.shape[:-1], rank)
-        return standard_normal(shape, generator, embeddings)
+        start = None if batch is None else self._start(batch)
+        if self.latent == "position":
+            return standard_normal(shape, generator, embeddings)
+        if start is None:
+            one = (*shape[:-2], 1, rank)
+            return standard_normal(one, generator, embeddings).expand(shape)
+        drawn = standard_normal(shape, generator, embeddings)
+        return drawn.gather(-2, start.unsqueeze(-1).expand(shape))
 
-    def perturb(self, embeddings: Tensor, latents: Tensor) -> Tensor:
-        """Return (K, B, T, width) perturbed embeddings; K = 1 without a latent."""
+    def perturb(self, embeddings: Tensor, latents: Tensor, batch: Any = None) -> Tensor:
+        """Return (K, B, T, width) perturbed states; K = 1 without a latent."""
+        start = None if batch is None else self._start(batch)
+        return self.moved(embeddings, latents, start)
+
+    def moved(self, states: Tensor, latents: Tensor, start: Tensor | None) -> Tensor:
+        """Return perturbed states where documents begin at `start`."""
         if self.perturbation is None:
-            return embeddings.unsqueeze(0)
-        moved: Tensor = self.perturbation(embeddings, latents)
+            return states.unsqueeze(0)
+        where = () if start is None else (start,)
+        moved: Tensor = self.perturbation(states, latents, *where)
         return moved
 
-    def logits_of(self, perturbed: Tensor) -> Tensor:
-        """Return (K, B, T, V) logits of perturbed embeddings (K, B, T, width)."""
+    def logits_of(self, perturbed: Tensor, batch: Any = None) -> Tensor:
+        """Return (K, B, T, V) logits of perturbed states (K, B, T, width).
+
+        `batch` is needed where rows are packed.
+        """
         draws, rows = perturbed.shape[:2]
         self.check_context(perturbed.shape[2])
+        start = None if batch is None else self._start(batch)
         flat = self.narrowed(perturbed.flatten(0, 1))
-        logits: Tensor = self.base(inputs_embeds=flat, use_cache=False).logits
+        logits = self._site().logits(flat, start)
         return logits.view(draws, rows, *logits.shape[1:])
 
-    def hidden_of(self, perturbed: Tensor) -> Tensor:
-        """Return (K, B, T, width) last hidden states of perturbed embeddings."""
+    def hidden_of(self, perturbed: Tensor, batch: Any = None) -> Tensor:
+        """Return (K, B, T, width) last hidden states of perturbed states."""
         with bypassed([self._head()]):
-            return self.logits_of(perturbed)
+            return self.logits_of(perturbed, batch)
 
     def draw_hidden(self, batch: Any, draws: int, generator: Generator) -> Tensor:
         """Return the (K, B, T, width) states that `head` maps to `draw_logits`.
@@ -140,9 +246,8 @@ class LatentPrefixLM(nn.Module):
         CapabilityError
             If the base's logits are not a linear map of hidden states.
         """
-        embeddings = self.embed(batch)
-        latents = self.latents(embeddings, draws, generator)
-        return self.hidden_of(self.perturb(embeddings, latents))
+        with bypassed([self._head()]):
+            return self._draw(batch, draws, generator)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of last hidden states (..., width)."""
@@ -159,16 +264,6 @@ class LatentPrefixLM(nn.Module):
         """The (V,) bias of the output head, or None."""
         return self._head().bias
 
-    def _head(self) -> nn.Linear:
-        head = linear_head(self.base)
-        if head is None or not self._head_is_linear:
-            raise CapabilityError(
-                f"`base` ({type(self.base).__name__}) does more than one linear map "
-                "after its last hidden states (an adapter, a softcap or a scale); use "
-                "draw_logits."
-            )
-        return head
-
     def draw_logits(self, batch: Any, draws: int, generator: Generator) -> Tensor:
         """Return logits of independent draws.
 
@@ -183,10 +278,19 @@ class LatentPrefixLM(nn.Module):
         -------
         (K, B, T, V) tensor
             K = 1 where there is no latent.
+
+        Raises
+        ------
+        ValueError
+            If a token is unknown, the rows exceed the base's context, or the logits
+            would not fit into memory.
         """
-        embeddings = self.embed(batch)
-        latents = self.latents(embeddings, draws, generator)
-        return self.logits_of(self.perturb(embeddings, latents))
+        table = self.base.get_input_embeddings().weight
+        ids = as_token_batch(batch).input_ids
+        copies = draws if self.has_latent else 1
+        like = table.new_empty(1, 1).expand(ids.shape)
+        check_memory(copies, like, table.shape[0])
+        return self._draw(batch, draws, generator)
 
     def forward(self, batch: Any, draws: int, generator: Generator) -> Tensor:
         """Return `draw_logits`."""
@@ -203,15 +307,10 @@ class LatentPrefixLM(nn.Module):
 
     def check_context(self, length: int) -> None:
         """Refuse more positions than the base has."""
-        limit = getattr(self.base.config, "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"`batch` has {length} positions, but the base's context is {limit} "
-                f"tokens; cut texts into blocks of {limit} or less."
-            )
+        check_context(self.base, length)
 
     def generate(
-        self, input_ids: Tensor, max_new_tokens: int = 64, **options: Any
+        self, input_ids: Any, max_new_tokens: int | None = None, **options: Any
     ) -> Tensor:
         """Continue token sequences, averaging over the latent at every step.
 
@@ -220,29 +319,20 @@ class LatentPrefixLM(nn.Module):
         return generate(self, input_ids, max_new_tokens, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the base, the perturbation (safetensors) and its settings (JSON)."""
-        folder = Path(folder)
-        self.base.save_pretrained(folder)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
-        settings: dict[str, Any] = {"format": 1, "perturbation": None}
-        if self.perturbation is not None:
-            settings["perturbation"] = type(self.perturbation).__name__
-            settings["arguments"] = self.perturbation.config()
-            state = {
-                name: value.detach().cpu().contiguous()
-                for name, value in self.perturbation.state_dict().items()
-            }
-            save_file(state, folder / _WEIGHTS)
-        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        """Write the base, its adapter, the perturbation (safetensors) and a JSON."""
+        settings = {"site": self.site, "latent": self.latent}
+        saving.save(folder, self.base, self.tokenizer, self.perturbation, settings)
 
     @classmethod
     def from_pretrained(
         cls,
         folder_or_id: str | Path,
-        perturbation: Perturbation | None = None,
+        perturbation: Perturbation | TokenPerturbation | None = None,
         *,
+        site: str | int | None = None,
+        latent: Literal["position", "sequence"] | None = None,
         train_base: bool = True,
+        device: str | torch.device | None = None,
         **arguments: Any,
     ) -> LatentPrefixLM:
         """Load a saved latent-prefix model, or wrap a Hugging Face causal model.
@@ -253,8 +343,10 @@ class LatentPrefixLM(nn.Module):
             What `save_pretrained` wrote, a folder of a causal model, or its id.
         perturbation : Perturbation, optional
             Used instead of a saved one.
-        train_base : bool
-            Whether `fit` trains the base too.
+        site, latent, train_base
+            As for the class; by default what was saved.
+        device : str, optional
+            Where to put the model.
         **arguments
             Passed to ``AutoModelForCausalLM.from_pretrained`` (`dtype`,
             `gguf_file`, ...).
@@ -263,122 +355,71 @@ class LatentPrefixLM(nn.Module):
         ------
         DataError
             If the folder lacks a configuration or weights.
+        ValueError
+            If there is no such device.
         """
-        place = Path(folder_or_id)
-        if place.exists():
-            _check_folder(place)
-        base = AutoModelForCausalLM.from_pretrained(folder_or_id, **arguments)
-        tokenizer = _tokenizer(folder_or_id, arguments.get("gguf_file"))
-        settings = place / _SETTINGS
-        if perturbation is None and settings.is_file():
-            saved = json.loads(settings.read_text())
-            if saved["perturbation"] is not None:
-                perturbation = from_config(saved["perturbation"], saved["arguments"])
-                perturbation.load_state_dict(load_file(place / _WEIGHTS))
-        return cls(base, perturbation, tokenizer, train_base=train_base)
-
-
-def as_token_batch(batch: Any) -> TokenBatch:
-    """Return a TokenBatch of token ids or of a transformers batch.
-
-    The target of a position is the next token of its row.
-    """
-    if isinstance(batch, TokenBatch):
-        return batch
-    mask = None
-    if isinstance(batch, Mapping) or hasattr(batch, "keys"):
-        mask, ids = batch.get("attention_mask"), batch["input_ids"]
-    else:
-        ids = batch
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        raise ValueError(
-            "`batch` must be a (B, T) integer tensor, a mapping whose `input_ids` is "
-            f"one, or a TokenBatch; got {type(ids).__name__}."
+        place = None if device is None else check_device(device)
+        base, tokenizer = saving.load_base(folder_or_id, train_base, arguments)
+        saved, settings = saving.load_settings(folder_or_id)
+        chosen: Any = saved if perturbation is None else perturbation
+        model = cls(
+            base,
+            chosen,
+            tokenizer,
+            site=settings.get("site", 0) if site is None else site,
+            latent=latent or settings.get("latent", "position"),
+            train_base=train_base,
         )
-    targets = torch.full_like(ids, IGNORED)
-    targets[:, :-1] = ids[:, 1:]
-    if mask is not None:
-        if bool((mask[:, 1:] > mask[:, :-1]).any()):
-            raise ValueError(
-                "`attention_mask` pads on the left; pad on the right, so that "
-                "positions keep their place."
+        return model if place is None else model.to(place)
+
+    def _site(self) -> Site:
+        return Site(self.base, self.site)
+
+    def _start(self, batch: Any) -> Tensor | None:
+        """Return where each token's document starts, where rows hold several."""
+        start = as_token_batch(batch).start
+        return None if start is None else start.to(self.device)
+
+    def _head(self) -> nn.Linear:
+        head = linear_head(self.base)
+        if head is None or not self._head_is_linear:
+            raise CapabilityError(
+                f"`base` ({type(self.base).__name__}) does more than one linear map "
+                "after its last hidden states (an adapter, a softcap or a scale); use "
+                "draw_logits."
             )
-        targets[:, :-1] = targets[:, :-1].masked_fill(mask[:, 1:] == 0, IGNORED)
-    return TokenBatch(ids, targets)
+        return head
 
+    def _draw(self, batch: Any, draws: int, generator: Generator) -> Tensor:
+        """Return the base's outputs at perturbed states of a batch."""
+        if isinstance(self.perturbation, TokenPerturbation):
+            ids = as_token_batch(batch).input_ids
+            if self._start(batch) is not None:
+                raise CapabilityError(
+                    f"{self.perturbation} changes tokens, which packed rows do not "
+                    "take; give one document a row."
+                )
+            return self.of_changed(
+                ids, self.perturbation.noise(draws, len(ids), ids.shape[1], generator)
+            )
+        embeddings = self.embed(batch)
+        latents = self.latents(embeddings, draws, generator, batch)
+        return self.logits_of(self.perturb(embeddings, latents, batch), batch)
 
-def _check_base(base: Any, perturbation: Perturbation | None) -> bool:
-    """Check that the base takes, and uses, embeddings of the right width.
-
-    Return whether its logits are its head's linear map of the last hidden states.
-    """
-    if not isinstance(base, nn.Module) or not hasattr(base, "get_input_embeddings"):
-        raise TypeError(
-            f"`base` is a {type(base).__name__}; expected a Hugging Face causal "
-            "language model, such as AutoModelForCausalLM gives."
-        )
-    if "inputs_embeds" not in inspect.signature(base.forward).parameters:
-        raise TypeError(
-            f"`base` ({type(base).__name__}) does not take `inputs_embeds`; a prefix "
-            "can only be perturbed in a model that reads embeddings."
-        )
-    call: Any = base
-    table = call.get_input_embeddings()
-    width = table.weight.shape[1]
-    if perturbation is not None and perturbation.width != width:
-        raise ValueError(
-            f"`perturbation` has width {perturbation.width}, but the embeddings of "
-            f"`base` have {width} coordinates; build it with width={width}."
-        )
-    base.eval()
-    ids = torch.arange(2, device=table.weight.device).unsqueeze(0)
-    with torch.no_grad():
-        clean = table(ids)
-        given = call(inputs_embeds=clean, use_cache=False).logits
-        other = call(inputs_embeds=clean.flip(-1) + 1, use_cache=False).logits
-        own = call(input_ids=ids, use_cache=False).logits
-    if torch.equal(given, other) or not torch.allclose(given, own, 1e-2, 1e-3):
-        raise ValueError(
-            f"`base` ({type(base).__name__}) ignores or alters `inputs_embeds`: its "
-            "logits do not follow them. Use a model that reads its input embeddings."
-        )
-    head = linear_head(call)
-    if head is None:
-        return False
-    with torch.no_grad(), bypassed([head]):
-        hidden = call(inputs_embeds=clean, use_cache=False).logits
-    with torch.no_grad():
-        return torch.equal(head(hidden), given)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a model folder without a configuration or weights."""
-    if not folder.is_dir():
-        raise DataError(f"`folder_or_id` is {folder}, a file; give the model's folder.")
-    has_weights = any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES)
-    weights = [
-        path
-        for pattern in _WEIGHT_FILES
-        for path in folder.glob(pattern)
-        if path.name != _WEIGHTS
-    ]
-    is_gguf = any(folder.glob("*.gguf"))
-    if not (folder / "config.json").is_file() and not is_gguf:
-        raise DataError(
-            f"`folder_or_id` is {folder}, which holds no config.json; give a folder "
-            "that save_pretrained wrote."
-        )
-    if not has_weights or not weights:
-        raise DataError(
-            f"`folder_or_id` is {folder}, which holds no weights (*.safetensors, "
-            "*.bin or *.gguf); copy them there, or save the model again."
-        )
-
-
-def _tokenizer(folder_or_id: str | Path, gguf_file: str | None) -> Any:
-    """Return the tokenizer that lies beside a model, or None."""
-    extra = {} if gguf_file is None else {"gguf_file": gguf_file}
-    try:
-        return AutoTokenizer.from_pretrained(folder_or_id, **extra)
-    except (OSError, ValueError, KeyError):
-        return None
+    def of_changed(self, ids: Tensor, noise: Tensor) -> Tensor:
+        """Return the outputs (K, B, T, ...) of rows whose tokens are changed."""
+        table = self.base.get_input_embeddings()
+        check_tokens(ids, table.weight.shape[0])
+        self.check_context(ids.shape[1])
+        rows = self.perturbation.change(ids.to(self.device), noise.to(self.device))
+        flat = rows.tokens.flatten(0, 1)
+        # A mask of ones says that repeated positions are no new document.
+        output = self.base(
+            inputs_embeds=table(flat),
+            attention_mask=torch.ones_like(flat),
+            position_ids=rows.positions.flatten(0, 1),
+            use_cache=False,
+        ).logits[:, -flat.shape[1] :]
+        read = rows.read.flatten(0, 1).unsqueeze(-1).expand(-1, -1, output.shape[-1])
+        found: Tensor = output.gather(1, read)
+        return found.view(*rows.read.shape, output.shape[-1])

@@ -250,19 +250,6 @@ def test_generate_next_token_follows_the_averaged_law():
     assert token[0, -1] == average_log_probabilities(logits)[0, -1].argmax()
 
 
-def test_generate_options_and_end_symbol():
-    model = LatentPrefixLM(tiny(), LowRank(WIDTH, rank=3))
-    options = {"draws": 2, "temperature": 0.7, "top_k": 9, "top_p": 0.9}
-    first = model.generate(ids(2, 4), 5, generator=seeded(3), **options)
-    again = model.generate(ids(2, 4), 5, generator=seeded(3), **options)
-    assert torch.equal(first, again)
-    end = int(first[0, 4])
-    ended = model.generate(
-        ids(2, 4), 5, generator=seeded(3), eos_token_id=end, **options
-    )
-    assert (ended[0, 4:] == end).all()
-
-
 def test_dropout_stays_off():
     model = LatentPrefixLM(gpt2(), LowRank(WIDTH, rank=3))
     model.train()

@@ -1,0 +1,170 @@
+"""Rows of tokens from the forms in which users hold them, packed ones included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eestim.errors import DataError
+from eestim.llm.documents import TokenBatch
+from eestim.llm.surrogates import IGNORED
+
+__all__ = ["as_token_batch", "check_tokens", "document_starts", "pack"]
+
+
+def as_token_batch(batch: Any) -> TokenBatch:
+    """Return a TokenBatch of token ids or of a transformers batch.
+
+    The target of a position is the next token of its document.
+
+    Parameters
+    ----------
+    batch : (B, T) token tensor, mapping, or TokenBatch
+        A mapping has `input_ids`; `attention_mask` where rows are padded on the
+        right; `position_ids`, starting again from 0 at each document, where rows are
+        packed (as transformers' flattening collator gives them).
+    """
+    if isinstance(batch, TokenBatch):
+        return batch
+    mask = positions = None
+    if isinstance(batch, Mapping) or hasattr(batch, "keys"):
+        mask, ids = batch.get("attention_mask"), batch["input_ids"]
+        positions = batch.get("position_ids")
+    else:
+        ids = batch
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        raise ValueError(
+            "`batch` must be a (B, T) integer tensor, a mapping whose `input_ids` is "
+            f"one, or a TokenBatch; got {type(ids).__name__}."
+        )
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, :-1] = ids[:, 1:]
+    if mask is not None:
+        _check_mask(mask, ids)
+        targets[:, :-1] = targets[:, :-1].masked_fill(mask[:, 1:] == 0, IGNORED)
+    start = None if positions is None else document_starts(positions)
+    if start is not None:
+        targets[:, :-1] = targets[:, :-1].masked_fill(
+            start[:, 1:] != start[:, :-1], IGNORED
+        )
+    return TokenBatch(ids, targets, start)
+
+
+def document_starts(position_ids: Tensor) -> Tensor:
+    """Return the first position of each token's document from restarting positions.
+
+    Examples
+    --------
+    >>> document_starts(torch.tensor([[0, 1, 0, 1, 2]]))
+    tensor([[0, 0, 2, 2, 2]])
+    """
+    place = torch.arange(position_ids.shape[1], device=position_ids.device)
+    start = place - position_ids
+    again = position_ids[:, 1:] == 0
+    steps = position_ids[:, 1:] == position_ids[:, :-1] + 1
+    if bool((position_ids[:, 0] != 0).any()) or not bool((again | steps).all()):
+        raise ValueError(
+            "`position_ids` must count 0, 1, 2, ... from each document's first token; "
+            "leave them out where a row is one document."
+        )
+    return start
+
+
+def pack(rows: Sequence[Sequence[int]], context: int) -> TokenBatch:
+    """Put whole documents one after another into rows of `context` tokens.
+
+    First fit, longest document first; a token never sees another document, and the
+    last token of a document predicts nothing.
+
+    Parameters
+    ----------
+    rows : sequence of token id sequences
+        One for each document, its start symbol first.
+    context : int
+
+    Returns
+    -------
+    TokenBatch
+        With `start`; each row holds whole documents, so rows are independent.
+
+    Examples
+    --------
+    >>> batch = pack([[1, 5, 6], [1, 7], [1, 8, 9]], context=6)
+    >>> batch.input_ids.tolist()
+    [[1, 5, 6, 1, 8, 9], [1, 7, 0, 0, 0, 0]]
+    >>> batch.targets[0].tolist()
+    [5, 6, -100, 8, 9, -100]
+    >>> batch.start[0].tolist()
+    [0, 0, 0, 3, 3, 3]
+    """
+    longest = max((len(row) for row in rows), default=0)
+    if longest > context:
+        raise ValueError(
+            f"`rows` holds a document of {longest} tokens, but `context` is {context}; "
+            "cut it into pieces first."
+        )
+    if min((len(row) for row in rows), default=0) < 2:
+        raise DataError(
+            "`rows` is empty or holds a document of fewer than 2 tokens, which "
+            "predicts nothing; remove it."
+        )
+    bins: list[list[Sequence[int]]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=len, reverse=True):
+        free = [i for i, left in enumerate(room) if left >= len(row)]
+        if not free:
+            bins.append([])
+            room.append(context)
+            free = [len(bins) - 1]
+        bins[free[0]].append(row)
+        room[free[0]] -= len(row)
+    return _filled(bins, context)
+
+
+def _filled(bins: Sequence[Sequence[Sequence[int]]], context: int) -> TokenBatch:
+    """Return rows of documents; padding is a document of its own."""
+    ids = torch.zeros(len(bins), context, dtype=torch.long)
+    targets = torch.full_like(ids, IGNORED)
+    start = torch.zeros_like(ids)
+    for number, documents in enumerate(bins):
+        begin = 0
+        for row in documents:
+            end = begin + len(row)
+            ids[number, begin:end] = torch.tensor(row)
+            targets[number, begin : end - 1] = ids[number, begin + 1 : end]
+            start[number, begin:end] = begin
+            begin = end
+        start[number, begin:] = begin
+    return TokenBatch(ids, targets, start)
+
+
+def check_tokens(ids: Tensor, table: int) -> None:
+    """Refuse token ids that the base has no embedding for."""
+    if not ids.numel():
+        return
+    try:
+        largest = int(ids.max())
+    except RuntimeError:  # inside vmap no value can be read
+        return
+    if largest >= table:
+        raise ValueError(
+            f"`batch` holds token {largest}, but the base has {table} "
+            "embeddings; tokenize with the base's own tokenizer, or enlarge the base "
+            "with resize_token_embeddings."
+        )
+
+
+def _check_mask(mask: Tensor, ids: Tensor) -> None:
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"`attention_mask` has shape {tuple(mask.shape)}, `input_ids` "
+            f"{tuple(ids.shape)}; they must agree."
+        )
+    if bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise ValueError(
+            "`attention_mask` pads on the left; pad on the right, so that positions "
+            "keep their place."
+        )
