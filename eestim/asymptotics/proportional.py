@@ -18,7 +18,10 @@ __all__ = [
 
 _RESIDUAL = 1e-12
 _FIRST_ASPECT = 0.01
-_SMALLEST_STEP = 1e-4
+_FIRST_STEP, _SMALLEST_STEP = 0.4, 1e-3  # of log(frontier - kappa)
+_FOLLOWED, _COARSE = 1e-5, 1e-7  # residual of an accepted step, and its xtol
+_LARGEST_LOG = 30.0  # of an unknown
+_NEAR = 0.98  # of the frontier, from where on the classical limit is a poor start
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,61 +133,72 @@ def _conditional_means(mean: Vector, sd: float) -> tuple[Vector, Vector]:
     return first @ weights, (first * (1.0 - first)) @ weights
 
 
-def _unpack(state: Vector, with_intercept: bool) -> tuple[float, float, float, float]:
-    alpha, lambda_, sigma = state[0], np.exp(state[1]), np.exp(state[2])
-    iota = float(state[3]) if with_intercept else 0.0
+def _unpack(state: Vector) -> tuple[float, float, float, float]:
+    """Return alpha, lambda, sigma, iota from three logarithms and iota / alpha."""
+    alpha, lambda_, sigma = np.exp(state[:3])
+    iota = float(state[3] * alpha) if len(state) > 3 else 0.0
     return float(alpha), float(lambda_), float(sigma), iota
 
 
 def _solve_from(
-    state: Vector, kappa: float, gamma: float, intercept: float
+    state: Vector, kappa: float, gamma: float, intercept: float, xtol: float = 1e-14
 ) -> tuple[Vector, float]:
     """Return the root near a start, and its largest residual."""
-    with_intercept = intercept != 0.0
-    size = 4 if with_intercept else 3
+    size = len(state)
 
     def residuals(x: Vector) -> Vector:
-        if abs(x[1]) > 12 or abs(x[2]) > 12:  # keep the line search finite
+        if np.abs(x).max() > _LARGEST_LOG:  # keep the line search finite
             return np.full(size, 1e3) + x**2
         return logistic_residuals(
-            *_unpack(x, with_intercept), kappa=kappa, gamma=gamma, intercept=intercept
+            *_unpack(x), kappa=kappa, gamma=gamma, intercept=intercept
         )[:size]
 
-    found = optimize.root(residuals, state, method="hybr", options={"xtol": 1e-14})
-    return found.x, float(np.abs(residuals(found.x)).max())
+    found = optimize.root(residuals, state, method="hybr", options={"xtol": xtol})
+    return found.x, float(np.abs(found.fun).max())
 
 
 def _classical_limit(kappa: float, gamma: float, intercept: float) -> Vector:
     """Return the solution as kappa tends to zero: alpha 1, sigma^2 = 1 / E rho''."""
     information = _conditional_means(np.array([intercept]), gamma)[1][0]
-    start = [1.0, np.log(kappa / information), -0.5 * np.log(information)]
+    start = [0.0, np.log(kappa / information), -0.5 * np.log(information)]
     return np.array([*start, intercept] if intercept != 0.0 else start)
 
 
-def _continue(kappa: float, gamma: float, intercept: float) -> tuple[Vector, float]:
-    """Follow the solution from small aspect ratios to kappa, halving failed steps."""
-    at = min(_FIRST_ASPECT, kappa)
+def _continue(
+    kappa: float, gamma: float, intercept: float, frontier: float
+) -> tuple[Vector, float]:
+    """Follow the solution from small aspect ratios to kappa, halving failed steps.
+
+    Steps are equal in log(frontier - kappa), in which the logarithms of the unknowns
+    are nearly linear (they diverge as powers at the frontier), and each start is
+    extrapolated from the last two solutions.
+    """
+    first = min(_FIRST_ASPECT, 0.5 * kappa)
+    at, end = -np.log(frontier - first), -np.log(frontier - kappa)
     state, residual = _solve_from(
-        _classical_limit(at, gamma, intercept), at, gamma, intercept
+        _classical_limit(first, gamma, intercept), first, gamma, intercept
     )
-    step = 0.25 * kappa
-    while at < kappa:
-        ahead = min(at + step, kappa)
-        scaled = state + np.array([0, np.log(ahead / at), *[0] * (len(state) - 2)])
-        trial, residual = _solve_from(scaled, ahead, gamma, intercept)
-        if residual < 1e-8:
+    trend, step = np.zeros(len(state)), min(_FIRST_STEP, end - at)
+    while at < end:
+        ahead = min(at + step, end)
+        aspect = kappa if ahead == end else frontier - np.exp(-ahead)
+        trial, residual = _solve_from(
+            state + trend * (ahead - at), aspect, gamma, intercept, _COARSE
+        )
+        if residual < _FOLLOWED:
+            trend = (trial - state) / (ahead - at)
             at, state, step = ahead, trial, 1.5 * step
-        elif step < _SMALLEST_STEP * kappa:
+        elif step < _SMALLEST_STEP:
             return state, np.inf
         else:
             step *= 0.5
-    return state, residual
+    return _solve_from(state, kappa, gamma, intercept)
 
 
 def _record(
     state: Vector, kappa: float, gamma: float, intercept: float, residual: float
 ) -> ProportionalLogistic:
-    alpha, lambda_, sigma, iota = _unpack(state, intercept != 0.0)
+    alpha, lambda_, sigma, iota = _unpack(state)
     return ProportionalLogistic(
         kappa=float(kappa),
         gamma=float(gamma),
@@ -246,10 +260,12 @@ def proportional_logistic(
             f"{intercept:g}: the data are separated with probability tending to one. "
             "Use fewer covariates, more data, or a penalty."
         )
-    start = _classical_limit(kappa, gamma, intercept)
-    state, residual = _solve_from(start, kappa, gamma, intercept)
-    if residual > _RESIDUAL or state[0] < 0:
-        state, residual = _continue(kappa, gamma, intercept)
+    state, residual = np.zeros(0), np.inf
+    if kappa < _NEAR * frontier:
+        start = _classical_limit(kappa, gamma, intercept)
+        state, residual = _solve_from(start, kappa, gamma, intercept)
+    if residual > _RESIDUAL:
+        state, residual = _continue(kappa, gamma, intercept, frontier)
     if residual > _RESIDUAL:
         raise ConvergenceError(
             f"`kappa` is {kappa} and `gamma` {gamma}: the equations were solved to "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 from eestim._arrays import Vector
 from eestim.errors import ConvergenceError
@@ -20,7 +20,11 @@ __all__ = [
 ]
 
 _RESIDUAL = 1e-12
+_ROUNDING = 1e-15  # of a probability of size kappa, which the equations divide by kappa
 _PANEL_NODES = 24
+_EVEN_PANELS, _GROWTH = 40, 1.5  # panels of one scale, and the growth of those beyond
+_TAIL = 1e-17  # mass left beyond the reach of a law
+_FINE_SCALE = 0.25  # of panels, in quartile distances: a density may have inner scales
 _SPREADS = (-9.0, -6.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 6.0, 9.0)
 
 
@@ -53,17 +57,21 @@ class ErrorDensity:
     density : callable
         Vectorised, symmetric about zero, smooth but for `breaks`.
     reach : float
-        The density is negligible beyond plus or minus this.
+        The density is negligible beyond plus or minus this; beyond 40 `scale` the
+        panels of the integration grow by a half each, so that it may be very large.
     breaks : tuple of float
         Points >= 0 where the density or a derivative jumps.
     scale : float
         Length over which the density varies (width of the integration panels).
+    variance : float, optional
+        Its variance, infinite if it has none; integrated by default.
     """
 
     density: Callable[[Vector], Vector]
     reach: float = 40.0
     breaks: tuple[float, ...] = (0.0,)
     scale: float = 1.0
+    variance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +138,10 @@ def _error_nodes(errors: ErrorDensity, t: float, r: float) -> tuple[Vector, Vect
     Panels end where the density breaks, and refine around the clipping point t,
     where the smoothed clip varies over a length r.
     """
-    panels = np.arange(0.0, errors.reach + errors.scale, errors.scale)
+    panels = errors.scale * np.arange(_EVEN_PANELS + 1)
+    n_wider = np.log(max(errors.reach / panels[-1], 1.0)) / np.log(_GROWTH)
+    wider = panels[-1] * _GROWTH ** np.arange(1, np.ceil(n_wider) + 1)
+    panels = np.concatenate([panels, wider])
     near = t + r * np.array(_SPREADS)
     ends = np.unique(
         np.clip(np.concatenate([panels, near, errors.breaks]), 0.0, errors.reach)
@@ -146,20 +157,54 @@ def _laplace(x: Vector) -> Vector:
     return value
 
 
+_LAWS: dict[str, Callable[..., Any]] = {
+    "logistic": stats.logistic,
+    "cauchy": stats.cauchy,
+    "uniform": lambda: stats.uniform(-1.0, 2.0),
+}
+
+
 def _as_noise(errors: Any) -> _Noise:
+    """Return the errors given by name, as a law of SciPy, or as a density."""
     if isinstance(errors, ErrorDensity):
         return _Noise(_checked(errors), 0.0)
+    if isinstance(errors, str):
+        return _named(errors.lower())
+    if hasattr(errors, "pdf") and hasattr(errors, "isf"):
+        return _Noise(_checked(_of_law(errors)), 0.0)
     if callable(errors):
         return _Noise(_checked(ErrorDensity(errors)), 0.0)
-    name = str(errors).lower()
+    raise ValueError(f"`errors` is {errors!r}; {_CHOICES}")
+
+
+_CHOICES = (
+    "give 'normal', 'laplace', 'logistic', 'cauchy', 'uniform' (on -1 to 1), 't3' (any "
+    "degrees of freedom), a frozen law of scipy.stats, an ErrorDensity or a symmetric "
+    "density."
+)
+
+
+def _named(name: str) -> _Noise:
     if name in ("normal", "gaussian"):
         return _Noise(None, 1.0)
     if name in ("laplace", "double-exponential"):
         return _Noise(ErrorDensity(_laplace), 0.0)
-    raise ValueError(
-        f"`errors` is {errors!r}; give 'normal', 'laplace', an ErrorDensity or a "
-        "symmetric density."
-    )
+    if name in _LAWS:
+        return _Noise(_checked(_of_law(_LAWS[name]())), 0.0)
+    if name[:1] == "t" and name[1:].replace(".", "", 1).isdigit():
+        return _Noise(_checked(_of_law(stats.t(float(name[1:])))), 0.0)
+    raise ValueError(f"`errors` is {name!r}; {_CHOICES}")
+
+
+def _of_law(law: Any) -> ErrorDensity:
+    """Return the density of a frozen law, with its ends and scale."""
+    top = float(law.support()[1]) if hasattr(law, "support") else np.inf
+    reach = top if np.isfinite(top) else float(law.isf(_TAIL))
+    scale = _FINE_SCALE * float(law.isf(0.25))
+    if not (np.isfinite(reach) and scale > 0):
+        raise ValueError("`errors` needs a finite quartile above zero; centre it.")
+    variance = float(law.var())
+    return ErrorDensity(law.pdf, reach, (0.0, reach), scale, variance)
 
 
 def _checked(errors: ErrorDensity) -> ErrorDensity:
@@ -189,6 +234,7 @@ def _as_loss(loss: Any) -> Loss:
         "ols": LeastSquares(),
         "least-squares": LeastSquares(),
         "lad": LeastAbsolute(),
+        "least-absolute": LeastAbsolute(),
         "huber": HuberLoss(),
     }
     if str(loss).lower() not in named:
@@ -236,10 +282,25 @@ def _prox_parameter(loss: Loss, noise: _Noise, kappa: float, r: float) -> float:
 
 
 def _variance(noise: _Noise) -> float:
-    if noise.density is None:
+    """Return the variance, or raise where there is none or the reach cuts it off."""
+    law = noise.density
+    if law is None:
         return noise.spread**2
-    nodes, weights = _error_nodes(noise.density, 0.0, noise.density.scale)
-    return float((weights * noise.density.density(nodes)) @ nodes**2)
+    if law.variance is not None:
+        total, is_known = law.variance, np.isfinite(law.variance)
+    else:
+        nodes, weights = _error_nodes(law, 0.0, law.scale)
+        parts = weights * law.density(nodes) * nodes**2
+        total = float(parts.sum())
+        far = float(parts[nodes > 0.9 * law.reach].sum())
+        is_known = law.reach < _EVEN_PANELS * law.scale or far <= 1e-9 * total
+    if not is_known:
+        raise ValueError(
+            "`errors` has no finite variance, or its tail still adds to it at `reach`, "
+            "so least squares has no limit error. Use a robust loss, raise `reach`, or "
+            "give `variance`."
+        )
+    return total
 
 
 def proportional_robust(
@@ -261,8 +322,11 @@ def proportional_robust(
         Aspect ratio p/n.
     loss : {"ols", "lad", "huber"} or a loss value
         "huber" has threshold 1.345; errors have the scale stated below.
-    errors : {"normal", "laplace"}, ErrorDensity or callable
-        N(0, 1); density ``exp(-|x|) / 2`` of variance 2; or a symmetric density.
+    errors : str, frozen law of scipy.stats, ErrorDensity or callable
+        "normal" is N(0, 1), "laplace" the density ``exp(-|x|) / 2`` of variance 2,
+        "logistic", "cauchy" and "t3" (any degrees of freedom) the standard laws,
+        "uniform" that on (-1, 1); other scales as ``scipy.stats.norm(0, 2)``, or a
+        symmetric density.
 
     Raises
     ------
@@ -304,7 +368,7 @@ def proportional_robust(
     r = float(np.exp(log_r))
     c = _prox_parameter(rule, noise, kappa, r)
     residual = max(abs(value) for value in _equations(rule, noise, kappa, r, c))
-    if residual > _RESIDUAL:
+    if residual > max(_RESIDUAL, _ROUNDING / kappa):
         raise ConvergenceError(
             f"`kappa` is {kappa}: the system was solved to {residual:.1e} only (needed "
             f"{_RESIDUAL:.0e}). Give a smoother or better scaled `errors`."

@@ -1,5 +1,6 @@
 """Robust regression with p of the order of n: table 2.3 and property 45."""
 
+import itertools
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from eestim.asymptotics import (
     HuberLoss,
     LeastAbsolute,
     LeastSquares,
+    ProportionalRobust,
     proportional_robust,
 )
 
@@ -146,7 +148,7 @@ def test_risk_rises_with_the_aspect_ratio(low, more):
         ((1.0,), "`kappa`"),
         ((0.2, "cauchy"), "`loss`"),
         ((0.2, HuberLoss(-1.0)), "threshold"),
-        ((0.2, "lad", "uniform"), "`errors`"),
+        ((0.2, "lad", "unknown"), "`errors`"),
         ((0.2, "lad", lambda x: np.exp(-np.abs(x))), "integrates to 2"),
         ((0.2, "lad", lambda x: stats.norm.pdf(x - 0.1)), "not symmetric"),
     ],
@@ -160,3 +162,82 @@ def test_a_solution_takes_less_than_a_second():
     start = time.perf_counter()
     proportional_robust(0.2, "lad", "laplace")
     assert time.perf_counter() - start < 1.0
+
+
+def residuals_by_quad(law, kappa, found, slope, t, points):
+    """Return both equations for errors of a law of SciPy, adaptively integrated."""
+    r = found.r2**0.5
+    phi, ndtr = stats.norm.pdf, special.ndtr
+
+    def moments(e):
+        a, b = (-t - e) / r, (t - e) / r
+        inside = ndtr(b) - ndtr(a)
+        square = (e * e + r * r) * inside + 2 * e * r * (phi(a) - phi(b))
+        square += r * r * (a * phi(a) - b * phi(b)) + t * t * (1 - inside)
+        return np.array([inside, square])
+
+    total = np.zeros(2)
+    for low, high in itertools.pairwise(points):
+        for j in range(2):
+            total[j] += (
+                2
+                * integrate.quad(
+                    lambda e, j=j: law.pdf(e) * moments(e)[j], low, high, epsabs=1e-12
+                )[0]
+            )
+    return slope * total[0] / kappa - 1, slope**2 * total[1] / kappa / r**2 - 1
+
+
+HEAVY = [0, 0.5, 1, 2, 4, 10, 100, 1e3, 1e5, 1e7, 1e9, 1e12]
+
+
+@pytest.mark.parametrize(
+    ("name", "law", "points"),
+    [
+        ("t3", stats.t(3), HEAVY),
+        ("cauchy", stats.cauchy(), HEAVY),
+        ("logistic", stats.logistic(), [0, 1, 2, 5, 10, 40]),
+        ("uniform", stats.uniform(-1, 2), [0, 0.5, 1]),
+    ],
+)
+def test_other_laws_satisfy_the_equations_by_adaptive_quadrature(name, law, points):
+    for kappa, loss in ((0.01, "huber"), (0.4, "lad")):
+        found = proportional_robust(kappa, loss, name)
+        c = found.c
+        shape = (1.0, c) if loss == "lad" else (c / (1 + c), 1.345 * (1 + c))
+        gaps = residuals_by_quad(law, kappa, found, *shape, points)
+        assert np.abs(gaps).max() < 1e-9
+        assert proportional_robust(kappa, loss, law).r2 == found.r2
+    wrong = ProportionalRobust(0.4, 1.01 * found.r2, c, 0.0)  # negative control
+    assert np.abs(residuals_by_quad(law, 0.4, wrong, *shape, points)).max() > 1e-4
+
+
+def test_scaled_laws_scale_the_error():
+    """With the errors doubled, and Huber's threshold too, r doubles."""
+    one = proportional_robust(0.2, HuberLoss(1.0), stats.t(3))
+    two = proportional_robust(0.2, HuberLoss(2.0), stats.t(3, scale=2))
+    assert two.r2 == pytest.approx(4 * one.r2, rel=1e-9)
+    normal = proportional_robust(0.2, "lad", stats.norm(0, 2))
+    assert normal.r2 == pytest.approx(4 * proportional_robust(0.2, "lad").r2, rel=1e-9)
+
+
+def test_small_kappa_is_the_classical_variance():
+    """r^2 / kappa tends to E psi^2 / (E psi')^2: pi / 2 and 1 for least absolute."""
+    for errors, limit in (("normal", np.pi / 2), ("laplace", 1.0), ("cauchy", 2.4674)):
+        found = proportional_robust(1e-5, "lad", errors)
+        assert found.r2 / 1e-5 == pytest.approx(limit, rel=0.02)
+
+
+def test_least_squares_needs_a_variance():
+    assert proportional_robust(0.2, "ols", "t3").r2 == pytest.approx(0.75, rel=1e-12)
+    found = proportional_robust(0.2, "ols", "logistic").r2
+    assert found == pytest.approx(np.pi**2 / 12, rel=1e-10)
+    for heavy in ("cauchy", "t2", stats.cauchy()):
+        with pytest.raises(ValueError, match="variance"):
+            proportional_robust(0.2, "ols", heavy)
+    cut = ErrorDensity(stats.t(3).pdf, reach=1e7)
+    with pytest.raises(ValueError, match="variance"):
+        proportional_robust(0.2, "ols", cut)
+    for bad in ("tx", 3, stats.norm(1, 1), stats.expon()):
+        with pytest.raises(ValueError, match="`errors`"):
+            proportional_robust(0.2, "huber", bad)
