@@ -13,7 +13,8 @@ fail.
 
 The full run is kept in a folder (``--store``), goes on from there when it was stopped,
 and writes docs/theory/coverage.md with ``--write``. Methods that refit or search are
-replicated less often than the others, on the same data.
+studies of their own, on the same data, so that the parts can be run at the same time:
+``--part direct --only mean clusters`` here, ``--part search`` there.
 """
 
 import argparse
@@ -38,6 +39,7 @@ SIZES = (30, 100, 1000)
 QUICK = {"mean": 80, "clusters": 40}  # replications of the quick run, 16 elsewhere
 QUICK_SIZE = {"clusters": 100}  # its n, 30 elsewhere
 DRAWS = 199  # of a bootstrap: (DRAWS + 1) * 0.025 is a whole number
+PAIRS = 599  # BCa reads quantiles further out
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "theory" / "coverage.md"
 
 Data = dict[str, Any]
@@ -55,7 +57,7 @@ class Fitted:
     def pairs(self) -> ee.Estimate:
         """Return the fit with its replicates, which several intervals share."""
         if "pairs" not in self.drawn:
-            rule = ee.Bootstrap("pairs", DRAWS, self.seed)
+            rule = ee.Bootstrap("pairs", PAIRS, self.seed)
             self.drawn["pairs"] = self.fit.with_covariance(rule)
         return self.drawn["pairs"]
 
@@ -68,13 +70,13 @@ class Method:
     ----------
     label : str
     make : callable
-    shares : tuple of float
-        Of the replications, at each n.
+    part : {"direct", "search"}
+        Whether it refits or searches, and is run apart from the others.
     """
 
     label: str
     make: Callable[[Fitted], Any]
-    shares: tuple[float, ...] = (1.0, 1.0, 1.0)
+    part: str = "direct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +110,28 @@ def rule(label: str, made: Any, interval: str | None = None) -> Method:
     return Method(label, lambda f: Under(chosen(made, f), interval)(f.fit))
 
 
-def value(label: str, made: Any, *shares: float) -> Method:
+def value(label: str, made: Any, part: str = "direct") -> Method:
     """Return the method of an interval that is a value."""
-    options = (shares,) if shares else ()
-    return Method(label, lambda f: Under(None, chosen(made, f))(f.fit), *options)
+    return Method(label, lambda f: Under(None, chosen(made, f))(f.fit), part)
 
 
-def replicated(label: str, made: Any, *shares: float) -> Method:
+def searched(label: str, method: Any) -> Method:
+    """Return the method of an interval that searches, for the last parameter only."""
+
+    def make(f: Fitted) -> Any:
+        bounds = f.fit.interval(LEVEL, method).iloc[-1]
+        return (
+            bounds["estimate"],
+            f.fit.se.iloc[-1],
+            (bounds["lower"], bounds["upper"]),
+        )
+
+    return Method(label, make, "search")
+
+
+def replicated(label: str, made: Any) -> Method:
     """Return the method of an interval that reads the replicates of a bootstrap."""
-    return Method(label, lambda f: Under(None, made)(f.pairs()), shares)
+    return Method(label, lambda f: Under(None, made)(f.pairs()), "search")
 
 
 def clustered(kind: Any) -> Callable[[Fitted], Any]:
@@ -159,22 +174,20 @@ def pairs_t(f: Fitted) -> Any:
     return ee.Studentized(by=ee.Bootstrap("pairs", DRAWS, f.seed))
 
 
-def refitted(*shares: float) -> tuple[Method, ...]:
-    return (
-        replicated("bootstrap, percentile", ee.Percentile(), *shares),
-        replicated("bootstrap, BCa", ee.BCa(), *shares),
-    )
+def inverted(names: tuple[str, ...] | None = None) -> tuple[Method, ...]:
+    """Return the methods that search for the values a test does not reject."""
+    made = {
+        "score inverted": ee.ScoreInverted(names=names),
+        "empirical likelihood, chi2": ee.EmpiricalLikelihood("chi2", names=names),
+        "empirical likelihood, F": ee.EmpiricalLikelihood("F", names=names),
+    }
+    return tuple(searched(label, one) for label, one in made.items())
 
 
-def inverted(*shares: float) -> tuple[Method, ...]:
-    return (
-        value("score inverted", ee.ScoreInverted(), *shares),
-        value("empirical likelihood, chi2", ee.EmpiricalLikelihood("chi2"), *shares),
-        value("empirical likelihood, F", ee.EmpiricalLikelihood("F"), *shares),
-    )
-
-
-HALF = (0.5, 0.5, 0.5)
+REFITTED = (
+    replicated("bootstrap, percentile", ee.Percentile()),
+    replicated("bootstrap, BCa", ee.BCa()),
+)
 ROBUST = (
     rule("HC0, normal", ee.HC(0)),
     rule("HC1, t(n-p)", ee.HC(1)),
@@ -182,13 +195,13 @@ ROBUST = (
     rule("HC3, t(n-p)", ee.HC(3)),
     rule("Fay-Graubard, t", ee.FayGraubard()),
     rule("jackknife, t(n-p)", ee.Jackknife(kind="one-step")),
-    value("bootstrap t, multiplier", multiplier, *HALF),
+    value("bootstrap t, multiplier", multiplier),
 )
 MODEL = (
     rule("model-based", ee.ModelBased()),
-    value("profile likelihood", ee.Profile(), *HALF),
+    searched("profile likelihood", ee.Profile(names=("x",))),
 )
-COUNTED = (*MODEL, *ROBUST, *inverted(0.1, 0.05, 0.05), *refitted(0.1, 0.05, 0.05))
+COUNTED = (*MODEL, *ROBUST, *inverted(("x",)), *REFITTED)
 
 
 # ------------------------------------------------------------------------ problems
@@ -309,9 +322,9 @@ SCENARIOS = (
         (
             *ROBUST,
             value("Wald on the log scale", ee.Transformed("log")),
-            *inverted(1.0, 0.5, 0.5),
-            *refitted(*HALF),
-            value("bootstrap t, pairs", pairs_t, *HALF),
+            *inverted(),
+            *REFITTED,
+            value("bootstrap t, pairs", pairs_t, "search"),
         ),
         {"statsmodels OLS, default": sm_linear()},
         recommended="empirical likelihood, F",
@@ -371,12 +384,10 @@ SCENARIOS = (
             value(
                 "wild cluster bootstrap t",
                 cluster_draws("wild-cluster", ee.Studentized),
-                *HALF,
             ),
             value(
                 "cluster bootstrap, percentile",
                 cluster_draws("cluster", ee.Percentile),
-                *HALF,
             ),
         ),
         {
@@ -410,7 +421,7 @@ SCENARIOS = (
             ),
             Method("HAC Newey-West, fixed-b", fixed_b(ee.HAC(), "bartlett")),
             Method("HAC Parzen, bandwidth n / 4, fixed-b", fixed_b(parzen, "parzen")),
-            value("block bootstrap, percentile", blocks, *HALF),
+            value("block bootstrap, percentile", blocks),
         ),
         {
             "statsmodels OLS, default": sm_linear(),
@@ -434,7 +445,7 @@ SCENARIOS = (
             rule("kernel density, normal", ee.HC(0)),
             rule("kernel density, t(n-p)", ee.HC(1)),
             value("score inverted (sign test)", ee.ScoreInverted()),
-            *refitted(0.1, 0.05, 0.05),
+            *REFITTED,
         ),
         {"statsmodels QuantReg, default": sm_median},
         recommended="score inverted (sign test)",
@@ -456,33 +467,25 @@ def fit_of(scenario: Scenario) -> Callable[..., Fitted]:
     return fit
 
 
-def tiers(scenario: Scenario, place: int) -> dict[float, tuple[Method, ...]]:
-    """Return the methods by their share of the replications at one n."""
-    shares = sorted({m.shares[place] for m in scenario.methods}, reverse=True)
-    return {
-        share: tuple(m for m in scenario.methods if m.shares[place] == share)
-        for share in shares
-    }
-
-
 def studies(
     options: argparse.Namespace, scenario: Scenario
 ) -> Iterator[tuple[str, Study, int]]:
-    """Return a name, a study and its replications for each n and share."""
+    """Return a name, a study and its replications for each n and part."""
     sizes = (QUICK_SIZE.get(scenario.name, 30),) if options.quick else SIZES
     for n in sizes:
         points = [point for point in scenario.points if point["n"] == n]
-        for share, methods in tiers(scenario, SIZES.index(n)).items():
-            variants = {method.label: method.make for method in methods}
+        for part in options.part:
+            variants = {m.label: m.make for m in scenario.methods if m.part == part}
+            if not variants:
+                continue
             estimators: dict[str, Any] = {"": Variants(fit_of(scenario), variants)}
-            if share == 1.0:
+            if part == "direct":
                 estimators |= scenario.peers
             study = Study(
                 scenario.generate, estimators, scenario.truth, points, level=LEVEL
             )
             wanted = options.replications or QUICK.get(scenario.name, 16)
-            count = max(2, round(wanted * share))
-            yield f"{scenario.name}-{n}-{share:g}", study, count
+            yield f"{scenario.name}-{n}-{part}", study, wanted
 
 
 @dataclass(slots=True)
@@ -578,8 +581,8 @@ def page(tables: dict[str, pd.DataFrame], options: argparse.Namespace) -> str:
     parts = [
         "# Which interval to use when",
         "Coverage of nominal 95% intervals, with Monte Carlo standard errors in "
-        f"brackets: {options.replications:,} replications, fewer for methods that "
-        "refit or search (their errors say so). Failures are counted beside the error; "
+        f"brackets: {options.replications:,} replications of each. Failures are "
+        "counted beside the error; "
         "coverage is then that of the replications that gave an interval. The method "
         "in bold is the one to use; statsmodels is beside it.",
         "Made by `python theory_checks/coverage.py --write` (seed "
@@ -692,6 +695,7 @@ def main() -> None:
     parser.add_argument("--replications", type=int)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of scenarios")
+    parser.add_argument("--part", nargs="*", default=["direct", "search"])
     parser.add_argument("--store", type=Path, help="folder that keeps the results")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument("--estimate", action="store_true", help="time the full run")
@@ -710,9 +714,11 @@ def main() -> None:
         if options.only and scenario.name not in options.only:
             continue
         found[scenario.name] = run(options, scenario)
+        if len(options.part) < 2:  # the other part is run elsewhere
+            continue
         tables[scenario.name] = tabulated(scenario, found[scenario.name])
         print(f"\n{scenario.title}\n{tables[scenario.name].to_string()}\n", flush=True)
-    wrong = claims(found)
+    wrong = claims(found) if tables else []
     if options.write:
         PAGE.write_text(page(tables, options), encoding="utf-8")
         print(f"wrote {PAGE}")

@@ -16,6 +16,7 @@ __all__ = [
     "VANISHED",
     "Reference",
     "Refit",
+    "quick_roots",
     "reference_of",
     "refit",
     "require_reweighted",
@@ -115,6 +116,46 @@ def refit(
     except (EestimError, np.linalg.LinAlgError) as error:
         return type(error).__name__
     return Refit(root.theta, again) if share > VANISHED else SINGULAR
+
+
+def quick_roots(
+    equation: Any, weights: Matrix, start: Vector, reference: Reference
+) -> Matrix:
+    """Return the roots under each row of weights, NaN where `refit` has to look.
+
+    Equations with `reweighted_roots` find them all at once by steps that have to
+    shrink, as in `refit`; roots on their way to infinity are left to it.
+
+    Parameters
+    ----------
+    equation : EstimatingEquation with `reweighted_roots`
+    weights : (R, n) array
+    start : (p,) array
+    reference : Reference
+        Of the full sample.
+    """
+    with np.errstate(all="ignore"):
+        roots: Matrix
+        roots, sensitivity = equation.reweighted_roots(weights, start, reference.errors)
+        if sensitivity is None:
+            return roots
+        found = np.isfinite(sensitivity).all(axis=(1, 2))
+        share = np.zeros(len(roots))
+        share[found] = _information_shares(reference, sensitivity[found])
+    roots[share <= VANISHED] = np.nan
+    return roots
+
+
+def _information_shares(reference: Reference, sensitivity: Matrix) -> Vector:
+    """Return the smallest singular value of A^-1 A* for (R, p, p) A*, as below."""
+    columns = reference.factor.columns
+    p = len(columns)
+    wide = sensitivity.transpose(1, 0, 2).reshape(p, -1)
+    ratio = reference.factor.solve(wide).reshape(p, -1, p).transpose(1, 0, 2)
+    ratio = ratio * (columns / columns[:, None])
+    shares = np.asarray(np.linalg.svd(ratio, compute_uv=False), dtype=np.float64)
+    smallest: Vector = shares[:, -1]
+    return smallest
 
 
 def _information_share(reference: Reference, sensitivity: Matrix) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -34,7 +33,7 @@ from eestim.covariance._resampling import (
 from eestim.covariance._reweighted import (
     SINGULAR,
     Reference,
-    Refit,
+    quick_roots,
     reference_of,
     refit,
     require_reweighted,
@@ -61,6 +60,7 @@ BootstrapKind: TypeAlias = Literal[
 
 DEFAULT_SEED = 123
 _MARK = "bootstrap ("  # begins the rule text after the kind, and nothing else's
+_MOST_WEIGHTS = 1 << 20  # of the replicates that are refitted at once
 _REFITS = ("pairs", "fractional", "cluster", "block")
 _SCORES = ("multiplier", "wild", "wild-cluster")
 _LABELLED = ("cluster", "wild-cluster")
@@ -241,12 +241,10 @@ class Bootstrap:
                 moved, _, failed = reweighted_moves(form, groups, scheme, length, seeds)
                 return theta + moved, [SINGULAR] * failed
         reference = reference_of(equation, theta)
-        task = partial(
-            refitted_chunk, equation, theta, reference, groups, scheme, length
-        )
-        made = in_parallel(task, seeds, self.jobs)
+        task = Refitting(equation, theta, reference, groups, scheme, length)
+        made = task.replicates(seeds, self.jobs)
         failures = [one for one in made if isinstance(one, str)]
-        kept = [one.theta for one in made if not isinstance(one, str)]
+        kept = [one for one in made if not isinstance(one, str)]
         return np.array(kept).reshape(len(kept), len(theta)), failures
 
     def weighting(self, count: int) -> tuple[str, float]:
@@ -301,21 +299,62 @@ def own_replicates(covariance: Covariance) -> Matrix | None:
     return covariance.replicates if is_drawn else None
 
 
-def refitted_chunk(
-    equation: Any,
-    theta: Vector,
-    reference: Reference,
-    groups: Groups,
-    scheme: str,
-    length: float,
-    seeds: Seeds,
-) -> list[Refit | str]:
-    """Return the replicate of each seed, or the name of what went wrong."""
-    made = []
-    for seed in seeds:
-        drawn = unit_weights(np.random.default_rng(seed), groups.count, scheme, length)
-        made.append(refit(equation, groups.spread(drawn), theta, reference))
-    return made
+@dataclass(frozen=True, slots=True)
+class Refitting:
+    """What it takes to refit an equation to random weights.
+
+    Attributes
+    ----------
+    equation : EstimatingEquation with `reweighted`
+    theta : (p,) array
+        Its root.
+    reference : Reference
+    groups : Groups
+    scheme, length
+        As in `Bootstrap.weighting`.
+    """
+
+    equation: Any
+    theta: Vector
+    reference: Reference
+    groups: Groups
+    scheme: str
+    length: float
+
+    def replicates(self, seeds: Seeds, jobs: int) -> list[Vector | str]:
+        """Return the replicate of each seed, or the name of what went wrong.
+
+        Those that an equation finds for many weights at once come first, in batches
+        that do not depend on ``jobs``.
+        """
+        made: list[Vector | str | None] = [None] * len(seeds)
+        if getattr(self.equation, "reweighted_roots", None) is not None:
+            size = max(1, _MOST_WEIGHTS // max(1, self.equation.n_units))
+            for k in range(0, len(seeds), size):
+                made[k : k + size] = self._at_once(seeds[k : k + size])
+        left = [k for k, one in enumerate(made) if one is None]
+        found = in_parallel(self._one_by_one, [seeds[k] for k in left], jobs)
+        for k, one in zip(left, found, strict=True):
+            made[k] = one
+        return [one for one in made if one is not None]
+
+    def _weights(self, seed: Any) -> Vector:
+        rng = np.random.default_rng(seed)
+        drawn = unit_weights(rng, self.groups.count, self.scheme, self.length)
+        return self.groups.spread(drawn)
+
+    def _at_once(self, seeds: Seeds) -> list[Vector | None]:
+        weights = np.array([self._weights(seed) for seed in seeds])
+        roots = quick_roots(self.equation, weights, self.theta, self.reference)
+        return [root if np.isfinite(root).all() else None for root in roots]
+
+    def _one_by_one(self, seeds: Seeds) -> list[Vector | str]:
+        made = []
+        for seed in seeds:
+            weights = self._weights(seed)
+            found = refit(self.equation, weights, self.theta, self.reference)
+            made.append(found if isinstance(found, str) else found.theta)
+        return made
 
 
 def _residual_moves(

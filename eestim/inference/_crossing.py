@@ -1,18 +1,20 @@
 """Where a statistic that grows away from the estimate passes its critical value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import optimize
 
 from eestim._arrays import Vector
+from eestim.errors import DataError
 
-__all__ = ["checked_level", "crossing", "interval_frame"]
+__all__ = ["checked_level", "crossing", "interval_frame", "wanted_places"]
 
 _GROWTH = 1.5
 _FARTHEST = 1e4  # standard errors; beyond, the set counts as unbounded
 _PRECISION = 1e-9  # standard errors
+_GOLDEN = 0.381966011250105
 
 
 def checked_level(level: float) -> float:
@@ -41,7 +43,8 @@ def crossing(
     Parameters
     ----------
     statistic : callable
-        Of the value tested; below ``critical`` at the estimate.
+        Of the value tested; below ``critical`` at the estimate. NaN where it cannot be
+        evaluated, which ends the search.
     estimate : float
     step : float
         Where to look first, signed: a Wald half width to one side.
@@ -52,33 +55,102 @@ def crossing(
     Returns
     -------
     float
-        Infinite (with the sign of the step) where the statistic stays below.
+        Infinite (with the sign of the step) where the statistic stays below. One that
+        rises and falls again is searched for its highest value.
 
     Examples
     --------
     >>> crossing(lambda value: value**2, 0.0, 1.0, 4.0)
     2.0
+    >>> crossing(lambda value: min(value, 3 / value), 0.0, 1.0, 2.0)
+    inf
     """
 
     def excess(value: float) -> float:
         return min(statistic(value), 1e6 * critical) - critical
 
-    inner, length = estimate, 0.5
-    while length <= farthest:
-        outer = estimate + length * step
-        if excess(outer) > 0.0:
-            return float(
-                optimize.brentq(
-                    excess,
-                    inner,
-                    outer,
-                    xtol=max(_PRECISION * abs(step), 1e-300),
-                    rtol=4.0 * np.finfo(np.float64).eps,
-                )
+    def between(inside: float, outside: float) -> float:
+        return float(
+            optimize.brentq(
+                excess,
+                inside,
+                outside,
+                xtol=max(_PRECISION * abs(step), 1e-300),
+                rtol=4.0 * np.finfo(np.float64).eps,
             )
-        inner = outer
+        )
+
+    trail = [(estimate, -critical)]
+    length = 0.5
+    while length <= farthest:
+        value = estimate + length * step
+        above = excess(value)
+        if above > 0.0:
+            return between(trail[-1][0], value)
+        if not above <= 0.0:
+            break
+        trail.append((value, above))
+        if len(trail) > 2 and trail[-3][1] <= trail[-2][1] > above:
+            peak = _raised(excess, trail[-3:])
+            if peak is not None:
+                return between(trail[-3][0], peak)
         length *= _GROWTH
     return float(np.copysign(np.inf, step))
+
+
+def _raised(
+    excess: Callable[[float], float], around: list[tuple[float, float]]
+) -> float | None:
+    """Return a value near a maximum where the excess is positive, or None.
+
+    Parameters
+    ----------
+    excess : callable
+    around : list of three (value, excess)
+        The middle one highest: its neighbourhood is searched by golden sections.
+    """
+    (left, _), (best, highest), (right, _) = around
+    span = abs(right - left)
+    while abs(right - left) > 0.01 * span:  # the height is then known to 1e-4
+        is_right = abs(right - best) > abs(best - left)
+        tried = best + _GOLDEN * ((right if is_right else left) - best)
+        value = excess(tried)
+        if value > 0.0:
+            return tried
+        if value > highest:
+            left, right = (best, right) if is_right else (left, best)
+            best, highest = tried, value
+        elif is_right:
+            right = tried
+        else:
+            left = tried
+    return None
+
+
+def wanted_places(
+    wanted: Sequence[str] | None, names: tuple[str, ...], method: str
+) -> list[int]:
+    """Return the places of the parameters whose intervals are wanted, all by default.
+
+    Raises
+    ------
+    DataError
+        If a name is not that of a parameter.
+
+    Examples
+    --------
+    >>> wanted_places(("b",), ("a", "b"), "Profile()")
+    [1]
+    """
+    if wanted is None:
+        return list(range(len(names)))
+    unknown = [name for name in wanted if name not in names]
+    if isinstance(wanted, str) or unknown or not len(wanted):
+        raise DataError(
+            f"`names` of {method} is {wanted!r}; give a sequence of parameters among "
+            f"{list(names)}."
+        )
+    return [names.index(name) for name in wanted]
 
 
 def interval_frame(

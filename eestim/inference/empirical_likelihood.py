@@ -1,5 +1,6 @@
 """Empirical-likelihood intervals, for means and for any just-identified psi."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import pandas as pd
 import scipy
 
 from eestim.errors import InferenceError
-from eestim.inference._crossing import checked_level
+from eestim.inference._crossing import checked_level, wanted_places
 from eestim.inference._dual import empirical
 from eestim.inference.profile import profiled_interval
 
@@ -29,6 +30,8 @@ class EmpiricalLikelihood:
     calibration : {"F", "chi2"}
         q is the quantile of :math:`F_{1, n - p}`, which covers better in small
         samples, or of :math:`\chi^2_1`.
+    names : sequence of str, optional
+        Parameters whose intervals are wanted; all by default.
 
     References
     ----------
@@ -44,6 +47,7 @@ class EmpiricalLikelihood:
     """
 
     calibration: Literal["F", "chi2"] = "F"
+    names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.calibration not in ("F", "chi2"):
@@ -70,4 +74,6 @@ class EmpiricalLikelihood:
             scipy.stats.f(1, below) if self.calibration == "F" else scipy.stats.chi2(1)
         )
         critical = float(law.ppf(checked_level(level)))
-        return profiled_interval(estimate, empirical, critical, "EmpiricalLikelihood()")
+        method = "EmpiricalLikelihood()"
+        places = wanted_places(self.names, estimate.names, method)
+        return profiled_interval(estimate, empirical, critical, method, places)

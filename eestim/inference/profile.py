@@ -5,6 +5,7 @@ interval as it maps the parameter: nothing is assumed about the scale on which t
 estimate is nearly normal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,12 @@ from eestim._arrays import Vector
 from eestim._differentiate import jumping_columns
 from eestim.equations import EstimatingEquation
 from eestim.errors import ConvergenceError, EestimError, InferenceError
-from eestim.inference._crossing import checked_level, crossing, interval_frame
+from eestim.inference._crossing import (
+    checked_level,
+    crossing,
+    interval_frame,
+    wanted_places,
+)
 from eestim.inference._dual import DualCriterion, Profiled, euclidean
 from eestim.inference._restricted import (
     RestrictedEquation,
@@ -27,6 +33,9 @@ from eestim.inference.score_tests import log_likelihood_of
 from eestim.roots import solve
 
 __all__ = ["Profile", "ScoreInverted", "profiled_interval"]
+
+
+_FAR = 100.0  # Wald half widths, beyond which a set counts as unbounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,11 @@ class Profile:
     of the same shape see `ScoreInverted`. A dispersion is profiled out with the other
     parameters. A bound is infinite where the likelihood never falls below the
     critical value.
+
+    Attributes
+    ----------
+    names : sequence of str, optional
+        Parameters whose intervals are wanted; all by default.
 
     References
     ----------
@@ -57,6 +71,8 @@ class Profile:
     [[2.0, 0.914, 3.723]]
     """
 
+    names: Sequence[str] | None = None
+
     def interval(self, estimate: Any, level: float = 0.95) -> pd.DataFrame:
         """Return estimate, lower and upper, one row a parameter.
 
@@ -71,11 +87,9 @@ class Profile:
         log_likelihood_of(estimate.equation, "Profile()")
         require_independent_units(estimate, "Profile()")
         critical = float(scipy.stats.chi2.ppf(level, 1))
-        bounds = [
-            _likelihood_bounds(estimate, j, critical)
-            for j in range(len(estimate.names))
-        ]
-        return interval_frame(estimate.names, estimate.theta, bounds)
+        places = wanted_places(self.names, estimate.names, "Profile()")
+        bounds = [_likelihood_bounds(estimate, j, critical) for j in places]
+        return _framed(estimate, places, bounds)
 
 
 def _likelihood_bounds(estimate: Any, j: int, critical: float) -> tuple[float, float]:
@@ -142,6 +156,11 @@ class ScoreInverted:
     many nuisance parameters the minimum takes up to a hundred evaluations of psi for
     each value tried.
 
+    Attributes
+    ----------
+    names : sequence of str, optional
+        Parameters whose intervals are wanted; all by default.
+
     References
     ----------
     Boos (1992), Am. Stat. 46, 327-333; Hansen, Heaton and Yaron (1996), J. Bus. Econ.
@@ -157,6 +176,8 @@ class ScoreInverted:
     [[5.0, 0.781, 9.219]]
     """
 
+    names: Sequence[str] | None = None
+
     def interval(self, estimate: Any, level: float = 0.95) -> pd.DataFrame:
         """Return estimate, lower and upper, one row a parameter.
 
@@ -167,13 +188,19 @@ class ScoreInverted:
             there is more than one parameter.
         """
         critical = float(scipy.stats.chi2.ppf(checked_level(level), 1))
-        return profiled_interval(estimate, euclidean, critical, "ScoreInverted()")
+        method = "ScoreInverted()"
+        places = wanted_places(self.names, estimate.names, method)
+        return profiled_interval(estimate, euclidean, critical, method, places)
 
 
 def profiled_interval(
-    estimate: Any, criterion: DualCriterion, critical: float, method: str
+    estimate: Any,
+    criterion: DualCriterion,
+    critical: float,
+    method: str,
+    places: list[int],
 ) -> pd.DataFrame:
-    """Return the interval of each parameter by profiling a criterion of psi.
+    """Return intervals of the parameters at some places by profiling a criterion.
 
     Raises
     ------
@@ -186,13 +213,17 @@ def profiled_interval(
         _refuse_jumps(equation, estimate.theta, method)
     errors = np.sqrt(np.diag(estimate.spread.matrix))
     bounds = []
-    for j in range(len(estimate.names)):
+    for j in places:
         sides = []
         for sign in (-1.0, 1.0):
-            profiled = Profiled(equation, estimate.theta, j, criterion, method)
+            profiled = Profiled(
+                equation, estimate.theta, j, criterion, critical, method
+            )
             step = sign * np.sqrt(critical) * errors[j]
             try:
-                bound = crossing(profiled, float(estimate.theta[j]), step, critical)
+                bound = crossing(
+                    profiled, float(estimate.theta[j]), step, critical, farthest=_FAR
+                )
             except EestimError as error:
                 raise InferenceError(
                     f"the interval of {estimate.names[j]!r} could not be followed to "
@@ -200,7 +231,14 @@ def profiled_interval(
                 ) from error
             sides.append(bound)
         bounds.append((sides[0], sides[1]))
-    return interval_frame(estimate.names, estimate.theta, bounds)
+    return _framed(estimate, places, bounds)
+
+
+def _framed(
+    estimate: Any, places: list[int], bounds: list[tuple[float, float]]
+) -> pd.DataFrame:
+    names = tuple(estimate.names[j] for j in places)
+    return interval_frame(names, estimate.theta[places], bounds)
 
 
 def _refuse_jumps(equation: EstimatingEquation, theta: Vector, method: str) -> None:

@@ -19,6 +19,7 @@ from eestim.errors import (
     InterpolationError,
 )
 from eestim.models._blocked import gradient, gram, linear_predictor
+from eestim.models._reweighted_roots import glm_roots
 from eestim.models.families import Family, Link, family_and_link
 from eestim.models.formula import design_from_formula, new_design
 from eestim.models.separation import check_separation
@@ -152,7 +153,10 @@ class GeneralizedLinear:
     # ------------------------------------------------------------------- psi, A
 
     def _terms(self, theta: Vector) -> "_Terms":
-        eta = linear_predictor(self.design, theta, self.offset)
+        return self.terms_at(linear_predictor(self.design, theta, self.offset))
+
+    def terms_at(self, eta: Vector) -> "_Terms":
+        """Return the terms of psi at linear predictors, (n,) or (R, n)."""
         mu = self.link.inverse(eta)
         if self.is_canonical:  # the slope of the mean is the variance function
             return _Terms(eta, mu, self.family.variance(mu), self.response - mu)
@@ -165,7 +169,8 @@ class GeneralizedLinear:
             return terms.slope
         return terms.slope**2 / self.family.variance(terms.mu)
 
-    def _observed_weight(self, terms: "_Terms") -> Vector:
+    def observed_weight(self, terms: "_Terms") -> Vector:
+        """Return what multiplies x x' in minus the derivative of psi."""
         if self.is_canonical:
             return terms.slope
         variance = self.family.variance(terms.mu)
@@ -193,7 +198,7 @@ class GeneralizedLinear:
 
     def sensitivity(self, theta: Vector) -> Matrix:
         """Return A, minus the mean derivative of psi (observed), (p, p)."""
-        weight = self._weighted(self._observed_weight(self._terms(theta)))
+        weight = self._weighted(self.observed_weight(self._terms(theta)))
         return gram(self.design, weight) / self.n_units
 
     def newton_terms(self, theta: Vector) -> tuple[Vector, Vector, Matrix]:
@@ -227,7 +232,7 @@ class GeneralizedLinear:
             n,
             gradient(self.design, residual) / n,
             gram(self.design, square) / n,
-            gram(self.design, self._weighted(self._observed_weight(terms))) / n,
+            gram(self.design, self._weighted(self.observed_weight(terms))) / n,
         )
 
     # -------------------------------------------------------------- capabilities
@@ -265,7 +270,7 @@ class GeneralizedLinear:
 
     def unit_sensitivity(self, theta: Vector) -> Matrix:
         """Return minus the derivative of each unit's psi, (n, p, p)."""
-        weight = self._expanded(self._observed_weight(self._terms(theta)))
+        weight = self._expanded(self.observed_weight(self._terms(theta)))
         design = self.working(theta).design
         return weight[:, None, None] * design[:, :, None] * design[:, None, :]
 
@@ -279,6 +284,12 @@ class GeneralizedLinear:
         else:
             combined = weights if current is None else weights * current
         return replace(self, row_weights=combined, weight_kind=None)
+
+    def reweighted_roots(
+        self, weights: Matrix, start: Vector, errors: Vector
+    ) -> tuple[Matrix, Matrix]:
+        """Return roots under each row of (R, n) weights, NaN where not found, and A."""
+        return glm_roots(self, weights, start, errors)
 
     def log_likelihood(self, theta: Vector) -> float:
         r"""Return the log-likelihood of theta, up to a constant.

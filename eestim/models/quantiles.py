@@ -91,6 +91,33 @@ def weighted_quantile(values: Vector, weights: Vector, tau: float) -> float:
     return float(ordered[place])
 
 
+def _weighted_quantiles(ordered: Vector, weights: Matrix, tau: float) -> Vector:
+    """Return what `weighted_quantile` does for each row of (R, n) weights.
+
+    NaN where one value has all the weight.
+
+    Examples
+    --------
+    >>> rows = np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 2.0], [0.0, 4.0, 0, 0]])
+    >>> _weighted_quantiles(np.array([1.0, 2.0, 3.0, 4.0]), rows, 0.5)
+    array([2.5, 4. , nan])
+    """
+    mass = np.cumsum(weights, axis=1)
+    total = mass[:, -1]
+    wanted = tau * total
+    place = (mass < (wanted * (1.0 - 1e-12))[:, None]).sum(axis=1)
+    at = np.take_along_axis(mass, place[:, None], axis=1)[:, 0]
+    following = np.minimum((mass <= at[:, None]).sum(axis=1), len(ordered) - 1)
+    is_tie = np.abs(at - wanted) <= 1e-12 * total
+    found = np.where(
+        is_tie, (ordered[place] + ordered[following]) / 2.0, ordered[place]
+    )
+    used = weights > 0
+    lowest = ordered[used.argmax(axis=1)]
+    highest = ordered[len(ordered) - 1 - used[:, ::-1].argmax(axis=1)]
+    return np.where(lowest < highest, found, np.nan)
+
+
 def _regression_quantile(
     design: Matrix, response: Vector, weights: Vector, tau: float
 ) -> Vector:
@@ -300,6 +327,25 @@ class QuantileRegression(LinearPredictor):
         """Return the equation with its units weighted, for refitting bootstraps."""
         return replace(self, linear=self.linear.reweighted(weights))
 
+    def reweighted_roots(
+        self,
+        weights: Matrix,
+        start: Vector,
+        errors: Vector,  # noqa: ARG002 - steps are measured in it elsewhere
+    ) -> tuple[Matrix, None]:
+        """Return quantiles under each row of (R, n) weights, (R, 1).
+
+        NaN for a regression, whose program is solved for one set of weights at a time,
+        and where all weight is on one value.
+        """
+        if not self._is_constant:
+            return np.full((len(weights), len(start)), np.nan), None
+        rows = np.array([self.linear.reweighted(w).row_weights for w in weights])
+        values, level = self._of_constant()
+        order = np.argsort(values, kind="stable")
+        found = _weighted_quantiles(values[order], rows[:, order], level)
+        return found[:, None], None
+
     # ----------------------------------------------------------------- solving
 
     @property
@@ -311,10 +357,8 @@ class QuantileRegression(LinearPredictor):
 
     def _solution(self) -> Vector:
         design, weights = self.linear.design, self.weights()
-        if design.shape[1] == 1 and np.ptp(design) == 0 and design[0, 0] != 0:
-            constant = float(design[0, 0])
-            level = self.tau if constant > 0 else 1.0 - self.tau
-            values = self.linear.response / constant
+        if self._is_constant:
+            values, level = self._of_constant()
             theta = np.array([weighted_quantile(values, weights, level)])
         else:
             equilibrated_factor(gram(design, weights)).require_full_rank(self.names)
@@ -322,6 +366,18 @@ class QuantileRegression(LinearPredictor):
             theta = _regression_quantile(design, response, weights, self.tau)
         self._refuse_saturated(theta)
         return theta
+
+    @property
+    def _is_constant(self) -> bool:
+        """Whether the only covariate is a constant, so that values can be sorted."""
+        design = self.linear.design
+        return bool(design.shape[1] == 1 and np.ptp(design) == 0 and design[0, 0] != 0)
+
+    def _of_constant(self) -> tuple[Vector, float]:
+        """Return the values and the level of the quantile that theta is."""
+        constant = float(self.linear.design[0, 0])
+        level = self.tau if constant > 0 else 1.0 - self.tau
+        return self.linear.response / constant, level
 
     def _refuse_saturated(self, theta: Vector) -> None:
         on = self._on_plane(theta, self.residual(theta))

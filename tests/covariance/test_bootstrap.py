@@ -18,6 +18,7 @@ from eestim.covariance.bootstrap import Bootstrap, own_replicates
 from eestim.covariance.clustered import Clustered
 from eestim.covariance.jackknife import Jackknife
 from eestim.errors import CapabilityError, DataError, InferenceError
+from eestim.roots import solve
 
 LAWS = ["rademacher", "mammen", "webb", "normal"]
 
@@ -567,3 +568,67 @@ def test_a_null_is_imposed_in_the_users_parameters_on_an_ill_conditioned_design(
     plain = ee.estimate(ee.ols("y ~ x", data), rule).spread.replicates[:, 1]
     moved = ee.estimate(ee.ols("y ~ x", far), rule).spread.replicates[:, 1]
     np.testing.assert_allclose(moved, plain, rtol=1e-6)
+
+
+# ------------------------------------------------- many sets of weights at once
+
+
+def glm_data(n=60, seed=7):
+    rng = np.random.default_rng(seed)
+    X = np.column_stack([np.ones(n), rng.normal(size=n)])
+    chance = 1 / (1 + np.exp(-(X @ [-0.3, 0.8])))
+    counts = rng.poisson(np.exp(X @ [0.7, 0.4])).astype(float)
+    return X, (rng.random(n) < chance).astype(float), counts, rng.integers(1, 4, n)
+
+
+def at_once_cases():
+    X, b, counts, w = glm_data()
+    e = np.random.default_rng(1).exponential(size=41)
+    return {
+        "logit": ee.glm(b, X, family="binomial"),
+        "probit": ee.glm(b, X, family="binomial", link="probit"),
+        "poisson with frequencies": ee.glm(
+            counts, X, family="poisson", weights=ee.Frequency(w)
+        ),
+        "poisson with sampling weights and an offset": ee.glm(
+            counts, X, family="poisson", weights=ee.Sampling(w), offset=0.1 * X[:, 1]
+        ),
+        "median": ee.models.quantile(e),
+        "median of ties": ee.models.quantile(np.round(e, 1), tau=0.3),
+        "negative constant": ee.models.quantile(e, -2 * np.ones((41, 1)), tau=0.3),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(at_once_cases()))
+def test_roots_found_at_once_are_those_of_single_refits(name):
+    """The same replicates by the solver, one set of weights at a time."""
+    equation = at_once_cases()[name]
+    fit = ee.estimate(equation)
+    rule = Bootstrap("pairs", draws=40, rng=3)
+    weights = [
+        np.bincount(
+            np.random.default_rng(seed).integers(0, equation.n_units, equation.n_units),
+            minlength=equation.n_units,
+        ).astype(float)
+        for seed in range(40)
+    ]
+    weights = np.array(weights)
+    roots, _ = equation.reweighted_roots(weights, fit.theta, fit.se.to_numpy())
+    found = np.isfinite(roots).all(axis=1)
+    assert found.mean() > 0.9
+    for row, root in zip(weights[found], roots[found], strict=True):
+        single = solve(equation.reweighted(row), fit.theta).require_converged()
+        np.testing.assert_allclose(root, single.theta, atol=1e-7 * fit.se.max())
+    assert len(fit.with_covariance(rule).spread.replicates) == 40
+
+
+def test_separated_replicates_are_not_roots_found_at_once():
+    """Ten units: some replicates are separated, and are counted as failures."""
+    X, b, *_ = glm_data(10, seed=0)
+    equation = ee.glm(b, X, family="binomial")
+    fit = ee.estimate(equation, Bootstrap("pairs", draws=200, rng=1))
+    kept = fit.spread.replicates
+    finding = next(f for f in fit.findings if f.name == "failed refits")
+    assert finding.value == pytest.approx(1 - len(kept) / 200)
+    assert finding.value > 0.02
+    assert np.abs((kept - fit.theta) / fit.se.to_numpy()).max() < 100

@@ -12,7 +12,7 @@ from scipy import optimize, stats
 from tolerances import REFERENCE
 
 import eestim as ee
-from eestim.errors import CapabilityError, InferenceError
+from eestim.errors import CapabilityError, DataError, InferenceError
 from eestim.inference._crossing import crossing
 from eestim.inference.profile import Profile, ScoreInverted
 from eestim.models.quantiles import quantile
@@ -284,6 +284,107 @@ def test_units_are_summed_before_the_scores_are_weighed(data):
     mean = fit.theta[0]
     by_hand = [optimize.brentq(excess, mean, mean + s * 8) for s in (-0.1, 0.1)]
     np.testing.assert_allclose(bounds, by_hand, rtol=REFERENCE)
+
+
+# ------------------------------------------------- where the statistic stays small
+
+
+def overdispersed(seed, n=30):
+    """Counts with variance mu + mu^2 / 2: their scores are noisy where large."""
+    rng = np.random.default_rng(seed)
+    X = np.column_stack([np.ones(n), rng.normal(size=n)])
+    y = rng.poisson(np.exp(X @ [0.7, 0.4]) * rng.gamma(2.0, 0.5, n)).astype(float)
+    return y, X
+
+
+def score_profile(y, X, slope, centre):
+    """The statistic minimised over the intercept on a grid, then by sections."""
+
+    def statistic(intercept):
+        psi = (y - np.exp(intercept + slope * X[:, 1]))[:, None] * X
+        mean = psi.mean(axis=0)
+        return len(y) * mean @ np.linalg.solve(psi.T @ psi / len(y), mean)
+
+    grid = centre + np.linspace(-3.0, 2.0, 61)
+    best = int(np.argmin([statistic(one) for one in grid]))
+    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, 60)])
+    return optimize.minimize_scalar(
+        statistic, bounds=bounds, method="bounded", options={"xatol": 1e-9}
+    ).fun
+
+
+@pytest.mark.parametrize("seed", range(3, 9))
+def test_score_inverted_counts_against_a_grid(seed):
+    """The bound is the first crossing, or infinite where the profile never crosses."""
+    y, X = overdispersed(seed)
+    fit = ee.estimate(ee.glm(y, X, family="poisson", names=["one", "x"]))
+    bounds = ends(fit.interval(method=ScoreInverted(names=["x"])), "x")
+    centre, slope = fit.theta
+    steps = np.linspace(0.25, 12.0, 48)
+    for sign, bound in zip((-1.0, 1.0), bounds, strict=True):
+        tried = slope + sign * steps * fit.se["x"]
+        profile = np.array([score_profile(y, X, one, centre) for one in tried])
+        away = abs(bound - slope) / fit.se["x"]
+        if away > steps[-1]:
+            assert profile.max() <= Q95
+        else:
+            assert score_profile(y, X, bound, centre) == pytest.approx(Q95, abs=1e-5)
+            first = steps[np.argmax(profile > Q95)] if profile.max() > Q95 else np.inf
+            assert first - 0.25 <= away <= first
+
+
+def test_score_inverted_counts_always_have_an_answer():
+    """Each side has a bound or is open; some are open, and the fits do not fail."""
+    sides = []
+    for seed in range(12):
+        y, X = overdispersed(seed)
+        fit = ee.estimate(ee.glm(y, X, family="poisson", names=["one", "x"]))
+        sides.append(ends(fit.interval(method=ScoreInverted(names=["x"])), "x"))
+    bounds = np.array(sides)
+    assert not np.isnan(bounds).any()
+    assert 0 < np.isinf(bounds).sum() < bounds.size
+
+
+def test_numerical_and_exact_slopes_give_the_same_bounds():
+    y, X = overdispersed(4, 60)
+    fit = ee.estimate(ee.glm(y, X, family="poisson"))
+    psi, table = user(y, X)
+    other = ee.estimate(ee.equation(psi, table, fit.theta))
+    one = ends(fit.interval(method=ScoreInverted()))
+    two = ends(other.interval(method=ScoreInverted()))
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-5 * fit.se.max())
+
+
+def test_a_statistic_that_rises_and_falls_between_two_values_is_not_missed():
+    """The peak above the critical value lies between values that are looked at."""
+
+    def hump(value):
+        return 3.9 * np.exp(-((value - 1.45) ** 2) / 0.02) + 0.1 * min(value, 1.0)
+
+    found = crossing(hump, 0.0, 1.0, 3.841)
+    assert hump(found) == pytest.approx(3.841, abs=1e-6)
+    assert found < 1.45
+    lower = crossing(lambda value: 0.9 * hump(value), 0.0, 1.0, 3.841)
+    assert lower == np.inf  # negative control: its peak stays below
+
+
+def test_psi_too_large_for_a_number_leaves_the_set_open():
+    """A statistic that cannot be evaluated is not one above its critical value."""
+    assert crossing(lambda v: 1.0 if v < 5 else np.nan, 0.0, 1.0, 3.8) == np.inf
+    assert crossing(lambda v: 1.0 if v < 5 else np.inf, 0.0, 1.0, 3.8) == (
+        pytest.approx(5.0)
+    )
+
+
+@pytest.mark.parametrize("method", [Profile, ScoreInverted, ee.EmpiricalLikelihood])
+def test_intervals_of_some_parameters_are_those_of_all(data, method):
+    fit = ee.estimate(ee.glm("b ~ x + z", data, family="binomial"))
+    some = fit.interval(method=method(names=["z", "x"]))
+    whole = fit.interval(method=method()).loc[["z", "x"]]
+    pd.testing.assert_frame_equal(some, whole)
+    for wrong in (["w"], "x", []):
+        with pytest.raises(DataError, match="`names` of"):
+            fit.interval(method=method(names=wrong))
 
 
 # ------------------------------------------------------------------------ refusals
