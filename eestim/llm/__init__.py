@@ -9,7 +9,9 @@ its parameters solve unbiased estimating equations by stochastic descent::
     evaluate({"base": plain, "latent": model}, {"held out": documents})
 """
 
+from eestim.llm import baselines
 from eestim.llm.base import byte_model, byte_tokenizer
+from eestim.llm.batches import pack
 from eestim.llm.continuations import continuations
 from eestim.llm.documents import Documents
 from eestim.llm.equations import (
@@ -24,7 +26,13 @@ from eestim.llm.equations import (
 )
 from eestim.llm.evaluation import Evaluation, evaluate
 from eestim.llm.inference import infer, squared_size
-from eestim.llm.perturbations import Additive, ContextMLP, Gated, LowRank
+from eestim.llm.perturbations import (
+    Additive,
+    ContextAttention,
+    ContextMLP,
+    Gated,
+    LowRank,
+)
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.recipe import Fit
 from eestim.llm.scores import scores
@@ -37,6 +45,7 @@ __all__ = [
     "Additive",
     "Brier",
     "CentredIWAE",
+    "ContextAttention",
     "ContextMLP",
     "Documents",
     "Evaluation",
@@ -49,6 +58,7 @@ __all__ = [
     "ScoreWeighted",
     "SharedDraw",
     "Split",
+    "baselines",
     "byte_model",
     "byte_tokenizer",
     "continuations",
@@ -56,6 +66,7 @@ __all__ = [
     "fit",
     "infer",
     "over_seeds",
+    "pack",
     "scores",
     "sensitivity",
     "squared_size",
