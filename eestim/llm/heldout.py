@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eestim.llm.averaging import average_log_probabilities
 from eestim.llm.documents import Documents
+from eestim.llm.heads import has_hidden
 from eestim.llm.protocols import check_model
 from eestim.llm.surrogates import IGNORED, leave_one_out
 from eestim.llm.training import step_generator
@@ -156,7 +157,7 @@ def _logits(
     A model that gives its hidden states never has all of its logits in memory.
     """
     count = int(kept.sum())
-    if not hasattr(model, "draw_hidden"):
+    if not has_hidden(model):
         yield model.draw_logits(batch, draws, generator)[:, kept], slice(0, count)
         return
     hidden = model.draw_hidden(batch, draws, generator)[:, kept]
