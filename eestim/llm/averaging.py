@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["average_log_probabilities", "standard_normal"]
+__all__ = ["RowGenerators", "average_log_probabilities", "standard_normal"]
+
+
+class RowGenerators:
+    """One generator for each row of a batch, where one for the batch is expected.
+
+    Draws of a row then do not depend on which other rows share its batch, so splitting
+    a batch over accumulation steps or devices changes nothing. Understood by
+    `standard_normal`, hence by models that draw with it.
+    """
+
+    def __init__(self, generators: Sequence[Generator]) -> None:
+        self.generators = tuple(generators)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the draws are made."""
+        return self.generators[0].device
 
 
 def average_log_probabilities(logits: Tensor) -> Tensor:
@@ -33,12 +51,22 @@ def average_log_probabilities(logits: Tensor) -> Tensor:
 
 
 def standard_normal(
-    shape: tuple[int, ...], generator: Generator, like: Tensor
+    shape: tuple[int, ...], generator: Generator | RowGenerators, like: Tensor
 ) -> Tensor:
     """Return draws made on the generator's device, moved to that of `like`.
 
-    With a CPU generator the same seed gives the same draws on every device.
+    With a CPU generator the same seed gives the same draws on every device. With
+    `RowGenerators`, `shape` is (K, rows, ...).
     """
+    if isinstance(generator, RowGenerators):
+        each = (shape[0], *shape[2:])
+        if len(generator.generators) != shape[1]:
+            raise ValueError(
+                f"`generator` has {len(generator.generators)} rows for a batch of "
+                f"{shape[1]}; give one generator for each row."
+            )
+        rows = [standard_normal(each, one, like) for one in generator.generators]
+        return torch.stack(rows, 1)
     draws = torch.randn(
         shape, generator=generator, device=generator.device, dtype=torch.float32
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eestim.errors import DataError
+from eestim.errors import ConvergenceError, DataError
 from eestim.llm.equations import Split
 from eestim.llm.protocols import Units, split_parameters
 from eestim.llm.recipe import Recipe
@@ -37,6 +37,9 @@ class State:
     data: str
     step: int
     losses: list[float]
+    older: dict[str, Tensor] = field(default_factory=dict)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -104,12 +107,41 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         device = next(iter(self.parameters.values())).device
         self.average = {n: v.to(device) for n, v in saved["average"].items()}
+        self.older = {n: v.to(device) for n, v in saved["older"].items()}
+        self.best = {n: v.to(device) for n, v in saved["best"].items()}
+        self.validation = [(int(at), loss) for at, loss in saved["validation"]]
         self.step, self.losses = saved["step"], saved["losses"]
+
+    @property
+    def best_look(self) -> int | None:
+        """Place of the smallest held-out loss among the looks, or None."""
+        if not self.validation:
+            return None
+        return int(np.argmin([loss for _, loss in self.validation]))
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the held-out loss has not improved for `patience` looks."""
+        best, patience = self.best_look, self.recipe.patience
+        if best is None or patience is None:
+            return False
+        return len(self.validation) - 1 - best >= patience
+
+    def refuse_non_finite(self) -> None:
+        """Refuse to write parameters that are not finite."""
+        for name, parameter in self.parameters.items():
+            if not bool(torch.isfinite(parameter).all()):
+                raise ConvergenceError(
+                    f"`{name}` is not finite after step {self.step - 1}; no checkpoint "
+                    "was written over the last good one. Lower `learning_rate` or "
+                    "`perturbation_rate`."
+                )
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; a reader sees the old one or the new one, whole."""
+        self.refuse_non_finite()
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{CHECKPOINT}.{os.getpid()}"
+        partial = folder / f"{CHECKPOINT}.partial"
         content = {
             "recipe": json.dumps(asdict(self.recipe)),
             "data": self.data,
@@ -117,6 +149,9 @@ class State:
             "losses": self.losses,
             "parameters": {n: p.detach() for n, p in self.parameters.items()},
             "average": self.average,
+            "older": self.older,
+            "best": self.best,
+            "validation": [list(look) for look in self.validation],
             "optimizer": self.optimizer.state_dict(),
         }
         with partial.open("wb") as file:

@@ -15,14 +15,21 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from eestim.errors import DataError
+from eestim.errors import CapabilityError, DataError
 from eestim.llm.equations import Split
 from eestim.llm.surrogates import IGNORED, LatentEquation, check_draws, pick, raised
 
-__all__ = ["Linear", "averaged_log_loss", "equation_pair", "fused_losses"]
+__all__ = [
+    "Linear",
+    "averaged_log_loss",
+    "equation_pair",
+    "fused_losses",
+    "has_hidden",
+    "head_of",
+]
 
 _CHUNK_BYTES = 48 << 20  # logits of one product, large enough to be compute-bound
 _CACHE_NUMBERS = 1 << 18  # logits worked on at once, small enough for the L2 cache
@@ -313,3 +320,18 @@ def averaged_log_loss(
         log_mean = log_q.logsumexp(0) - math.log(len(log_q))
         total -= log_mean.double().sum().cpu()
     return total
+
+
+def head_of(model: Any) -> Linear:
+    """Return the linear output head of a model."""
+    return Linear(model.head_weight, model.head_bias)
+
+
+def has_hidden(model: nn.Module) -> bool:
+    """Whether a model's logits are a linear map of hidden states that it draws."""
+    if not hasattr(model, "draw_hidden"):
+        return False
+    try:
+        return isinstance(model.head_weight, Tensor)
+    except CapabilityError:
+        return False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Fit", "Recipe"]
+__all__ = ["Fit", "Recipe", "StepReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,15 @@ class Recipe:
     average_from : float or None
         Share of the steps after which parameters are averaged (Polyak).
     seed : int
+    accumulate : int
+        Parts that a step's rows are processed in, one after another.
+    precision : {"full", "bf16"}
+        "bf16" runs the model under autocast; trained parameters keep their dtype.
+    penalty : str
+        The penalty on the size of the perturbation, as it prints.
+    validate_every, patience : int or None
+        Steps between looks at the held-out loss, and looks without a better one
+        after which the fit stops.
     """
 
     equation: str
@@ -50,13 +59,29 @@ class Recipe:
     weight_decay: float
     average_from: float | None
     seed: int
+    accumulate: int = 1
+    precision: Literal["full", "bf16"] = "full"
+    penalty: str = "None"
+    validate_every: int | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("draws", "steps", "batch_size"):
-            if getattr(self, name) < 1:
+        counts = ("draws", "steps", "batch_size", "accumulate")
+        for name in (*counts, "validate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)}; it must be at least 1."
                 )
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"`accumulate` is {self.accumulate}, but a step has only "
+                f"batch_size={self.batch_size} rows; set accumulate to that or less."
+            )
+        if self.precision not in ("full", "bf16"):
+            raise ValueError(
+                f"`precision` is {self.precision!r}; expected 'full' or 'bf16'."
+            )
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(
                 f"`optimizer` is {self.optimizer!r}; expected 'adamw' or 'sgd'."
@@ -101,6 +126,12 @@ class Fit:
     checkpoint : Path or None
     digests : tuple of str
         Fingerprints of the training documents, empty where there are none.
+    validation : (looks, 2) float array
+        Step and held-out loss (nats per position) of each look.
+    best_step : int or None
+        Step whose parameters the model was left with, where there was a held-out set.
+    tokens_per_second : float
+        Observed positions; each is seen under all draws.
     """
 
     recipe: Recipe
@@ -112,3 +143,55 @@ class Fit:
     resumed_from: int
     checkpoint: Path | None
     digests: tuple[str, ...]
+    validation: npt.NDArray[np.float64] = field(
+        default_factory=lambda: np.empty((0, 2))
+    )
+    best_step: int | None = None
+    tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step of a fit did.
+
+    Attributes
+    ----------
+    step, steps : int
+        Steps done, and in all.
+    loss : float
+        Of the equation; for `Split`, the base's.
+    perturbation_loss : float or None
+        Of the perturbation's equation, for `Split`.
+    gradient_norms : tuple of float
+        Of the base's and of the perturbation's parameters before clipping, 0 where
+        none are trained.
+    perturbation_size : float or None
+        Root mean square change of an embedding, before the step.
+    learning_rate : float
+        Share of the peak rates.
+    tokens_per_second : float
+        Observed positions of the step over its wall time.
+    held_out_loss : float or None
+        Where this step looked at it.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    perturbation_loss: float | None
+    gradient_norms: tuple[float, float]
+    perturbation_size: float | None
+    learning_rate: float
+    tokens_per_second: float
+    held_out_loss: float | None = None
+
+    def __str__(self) -> str:
+        """Return one line for a progress bar."""
+        size = self.perturbation_size
+        shown = "" if size is None else f", size {size:.2f}"
+        seen = self.held_out_loss
+        held = "" if seen is None else f", held out {seen:.4f}"
+        return (
+            f"step {self.step}/{self.steps}, loss {self.loss:.4f}{shown}{held}, "
+            f"{self.tokens_per_second:.0f} tokens/s"
+        )

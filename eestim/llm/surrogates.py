@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,6 +135,14 @@ class LatentEquation(ABC):
     def is_unbiased(self) -> bool:
         """Whether psi has mean zero at the truth for every finite K."""
         return True
+
+    def draws_of_step(
+        self,
+        draws: int,
+        rng: np.random.Generator,  # noqa: ARG002 - most equations use all
+    ) -> int:
+        """Return how many of at most `draws` draws a step uses."""
+        return draws
 
     @property
     def lagged(self) -> tuple[int, int] | None:

@@ -2,8 +2,8 @@ r"""Stochastic descent on an estimating equation, resumable to the bit.
 
 Every random choice of step s is a function of (seed, s) or (seed, epoch): the order of
 the rows and the latents. A run that is killed and resumed therefore continues exactly
-as it would have. Draws belong to one row and one step: sharing them across units would
-inflate the variance by 1 + n rho / K, which does not vanish with n.
+as it would have. Draws belong to one row and one step, so a step is the same however
+its rows are split over accumulation steps and devices.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eestim.errors import ConvergenceError
+from eestim.errors import CapabilityError, ConvergenceError
 from eestim.llm.checkpoints import CHECKPOINT, State, fingerprint, update_average
 from eestim.llm.documents import Documents
 from eestim.llm.equations import Split
-from eestim.llm.protocols import IntArray, Units, check_model
-from eestim.llm.recipe import Fit, Recipe
+from eestim.llm.heads import has_hidden
+from eestim.llm.protocols import IntArray, Units, check_model, split_parameters
+from eestim.llm.randomness import refuse_shared_draws, rows_of_step, step_generator
+from eestim.llm.recipe import Fit, Recipe, StepReport
+from eestim.llm.sizes import SizePenalty
+from eestim.llm.sources import texts_of
+from eestim.llm.steps import Found, Team, step_gradients
 from eestim.llm.surrogates import LatentEquation, check_draws
+from eestim.llm.validation import check_held_out, held_out_loss
 
 __all__ = ["as_units", "fit", "gradients", "rows_of_step", "step_generator"]
 
 Progress = Callable[[int, int, float], None]
+Monitor = Callable[[StepReport], None]
 
 
 def fit(
@@ -52,6 +60,16 @@ def fit(
     every: int = 100,
     resume: bool = True,
     progress: Progress | None = None,
+    monitor: Monitor | None = None,
+    context: int | None = None,
+    accumulate: int = 1,
+    precision: Literal["full", "bf16"] = "full",
+    penalty: SizePenalty | None = None,
+    held_out: Any = None,
+    validate_every: int = 50,
+    patience: int = 3,
+    head: Literal["auto", "fused", "plain"] = "auto",
+    accelerator: Any = None,
 ) -> Fit:
     """Solve an estimating equation by stochastic descent; the model is changed.
 
@@ -59,8 +77,9 @@ def fit(
     ----------
     model : LatentModel
         Parameters with ``requires_grad`` are trained.
-    documents : Units, or list of str
-        Training data; texts are tokenized by the model's own tokenizer.
+    documents : Units, list of str, path, or data set
+        Training data: see `eestim.llm.sources.texts_of` for files and data sets.
+        Texts are tokenized by the model's own tokenizer.
     equation : LatentEquation
         For example ``Brier()`` or ``Split(NoiseAveraged(), Brier())``.
     draws : int
@@ -78,6 +97,27 @@ def fit(
         Continue from a checkpoint that is there.
     progress : callable, optional
         Called as ``progress(step, steps, loss)`` after each step.
+    monitor : callable, optional
+        Called with a `StepReport` after each step: loss, size of the perturbation,
+        norms of the gradients, tokens per second. ``print`` is one.
+    context : int, optional
+        Tokens in a row, where `documents` are texts.
+    accumulate : int
+        Parts of a step's rows, whose gradients are added up one after another.
+    precision : {"full", "bf16"}
+        "bf16" runs the model under autocast. The perturbation's parameters must be
+        float32 in either case; the base may be loaded in bfloat16.
+    penalty : SizePenalty, optional
+        Pulls the size of the perturbation to a target, which may move.
+    held_out : as documents, optional
+        In-domain text; its averaged log loss is looked at every `validate_every`
+        steps, the fit stops after `patience` looks without a better one, and the
+        model is left with the best parameters.
+    head : {"auto", "fused", "plain"}
+        "fused" makes gradients from hidden states by chunks of tokens and never holds
+        all logits; "auto" does so wherever the model exposes them.
+    accelerator : accelerate.Accelerator, optional
+        Rows of a step are split over its processes, and gradients added up.
 
     Returns
     -------
@@ -88,11 +128,20 @@ def fit(
     ConvergenceError
         If a loss or gradient is not finite; the last good checkpoint stays.
     DataError
-        If nothing is trainable, or the checkpoint belongs to another recipe.
+        If nothing is trainable, the checkpoint belongs to another recipe, held-out
+        documents are among the training documents, or units share their draws.
     """
     check_model(model)
     check_draws(equation, draws)
-    units = as_units(model, documents)
+    units = as_units(model, documents, context)
+    look = None if held_out is None else as_units(model, held_out, context)
+    if look is not None:
+        check_held_out(units, look)
+    team = Team(accelerator)
+    if accelerator is not None:
+        model.to(accelerator.device)
+    _check_precision(model)
+    refuse_shared_draws(model, units, draws)
     recipe = Recipe(
         equation=repr(equation),
         draws=draws,
@@ -107,6 +156,11 @@ def fit(
         weight_decay=weight_decay,
         average_from=average_from,
         seed=seed,
+        accumulate=accumulate,
+        precision=precision,
+        penalty=repr(penalty),
+        validate_every=None if look is None else validate_every,
+        patience=None if look is None else patience,
     )
     if every < 1:
         raise ValueError(f"`every` is {every}; it must be at least 1.")
@@ -114,7 +168,48 @@ def fit(
     store = None if checkpoint is None else Path(checkpoint)
     if store is not None and resume and (store / CHECKPOINT).is_file():
         state.load(store / CHECKPOINT)
-    return _descend(state, units, equation, store, every, progress)
+    is_fused = _uses_fused(model, equation, head)
+    job = _Job(units, look, team, penalty, is_fused, store, every, progress, monitor)
+    return _descend(state, job)
+
+
+def _check_precision(model: nn.Module) -> None:
+    """Refuse half-precision parameters of the perturbation."""
+    for name, parameter in split_parameters(model)[1].items():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"`model` holds {name} in {parameter.dtype}, where an update below "
+                "1/256 of a parameter is lost; call model.perturbation.float() (the "
+                "base may stay in half precision)."
+            )
+
+
+def _uses_fused(model: nn.Module, equation: LatentEquation, head: str) -> bool:
+    """Return whether losses are made from hidden states."""
+    if head not in ("auto", "fused", "plain"):
+        raise ValueError(f"`head` is {head!r}; expected 'auto', 'fused' or 'plain'.")
+    is_possible = equation.is_local and has_hidden(model)
+    if head == "fused" and not is_possible:
+        raise CapabilityError(
+            "`head` is 'fused', but the model does not expose hidden states with a "
+            f"linear head, or {equation} reads whole sequences; use 'plain'."
+        )
+    return is_possible and head != "plain"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """What a fit works on and reports to."""
+
+    units: Units
+    look: Units | None
+    team: Team
+    penalty: SizePenalty | None
+    is_fused: bool
+    store: Path | None
+    every: int
+    progress: Progress | None
+    monitor: Monitor | None
 
 
 def gradients(
@@ -153,111 +248,157 @@ def _gradient(
     ]
 
 
-def as_units(model: nn.Module, documents: Any) -> Units:
-    """Return the data as Units; texts go through the model's tokenizer."""
+def as_units(model: nn.Module, documents: Any, context: int | None = None) -> Units:
+    """Return the data as Units; texts go through the model's tokenizer.
+
+    Parameters
+    ----------
+    model : LatentModel
+    documents : Units, str, or what `eestim.llm.sources.texts_of` reads
+    context : int, optional
+        Tokens in a row; by default the base's context, 1024 at most.
+    """
     if isinstance(documents, Units):
         return documents
-    texts = [documents] if isinstance(documents, str) else list(documents)
     tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None or not all(isinstance(text, str) for text in texts):
+    names, texts = texts_of(documents) if tokenizer is not None else ([], [])
+    if tokenizer is None:
         raise TypeError(
             f"`documents` is a {type(documents).__name__}; expected Documents (or "
             "another object with `n_units`, `unit` and `batch`), or a list of texts "
             "and a model that has a tokenizer."
         )
-    config = getattr(getattr(model, "base", None), "config", None)
-    context = getattr(config, "max_position_embeddings", None) or 256
-    return Documents.from_texts(texts, tokenizer, min(int(context), 1024))
+    if context is None:
+        config = getattr(getattr(model, "base", None), "config", None)
+        longest = getattr(config, "max_position_embeddings", None) or 256
+        context = min(int(longest), 1024)
+    return Documents.from_texts(texts, tokenizer, context, names)
 
 
-def _descend(
-    state: State,
-    units: Units,
-    equation: LatentEquation,
-    store: Path | None,
-    every: int,
-    progress: Progress | None,
-) -> Fit:
+def _descend(state: State, job: _Job) -> Fit:
     """Run the steps that are left and return the record."""
     recipe, first = state.recipe, state.step
-    begun = time.perf_counter()
-    while state.step < recipe.steps:
-        rows = rows_of_step(len(units.unit), recipe.batch_size, state.step, recipe.seed)
-        loss = _one_step(state, units, equation, rows, store)
-        state.losses.append(loss)
+    begun, positions = time.perf_counter(), 0
+    while state.step < recipe.steps and not state.has_stopped:
+        started = time.perf_counter()
+        rows = rows_of_step(
+            len(job.units.unit), recipe.batch_size, state.step, recipe.seed
+        )
+        found, norms = _one_step(state, job, rows)
+        positions += found.positions
+        state.losses.append(found.losses[0])
         state.step += 1
         update_average(state)
-        due = state.step % every == 0 or state.step == recipe.steps
-        if store is not None and due:
-            state.save(store)
-        if progress is not None:
-            progress(state.step, recipe.steps, loss)
-    with torch.no_grad():
-        for name, value in state.average.items():
-            state.parameters[name].copy_(value)
+        held_out = _look(state, job)
+        due = state.step % job.every == 0 or state.step == recipe.steps
+        if job.store is not None and (due or state.has_stopped):
+            if job.team.rank == 0:
+                state.save(job.store)
+            job.team.wait()
+        if job.progress is not None:
+            job.progress(state.step, recipe.steps, found.losses[0])
+        if job.monitor is not None:
+            seconds = time.perf_counter() - started
+            job.monitor(_report(state, found, norms, seconds, held_out))
+    best = state.best_look
+    left = state.average if best is None else state.best
+    _put(state, left)
     seconds = time.perf_counter() - begun
-    done = (state.step - first) * recipe.batch_size
+    done = (state.step - first) * min(recipe.batch_size, len(job.units.unit))
     return Fit(
         recipe=recipe,
         losses=np.array(state.losses),
-        n_units=units.n_units,
-        passes=recipe.steps * recipe.batch_size / len(units.unit),
+        n_units=job.units.n_units,
+        passes=state.step * recipe.batch_size / len(job.units.unit),
         seconds=seconds,
         rows_per_second=done / seconds if done else 0.0,
         resumed_from=first,
-        checkpoint=None if store is None else store / CHECKPOINT,
-        digests=tuple(getattr(units, "digests", ())),
+        checkpoint=None if job.store is None else job.store / CHECKPOINT,
+        digests=tuple(getattr(job.units, "digests", ())),
+        validation=np.array(state.validation, dtype=float).reshape(-1, 2),
+        best_step=None if best is None else state.validation[best][0],
+        tokens_per_second=positions / seconds,
     )
 
 
-def rows_of_step(n_rows: int, batch_size: int, step: int, seed: int) -> IntArray:
-    """Return the rows of a step: epochs are random permutations of (seed, epoch)."""
-    size = min(batch_size, n_rows)
-    positions = np.arange(step * size, (step + 1) * size)
-    epochs, places = np.divmod(positions, n_rows)
-    rows = np.empty(size, dtype=np.int64)
-    for epoch in np.unique(epochs):
-        order = np.random.default_rng([seed, int(epoch)]).permutation(n_rows)
-        chosen = epochs == epoch
-        rows[chosen] = order[places[chosen]]
-    return rows
+@torch.no_grad()
+def _put(state: State, values: dict[str, Tensor]) -> None:
+    """Give the model some parameters."""
+    for name, value in values.items():
+        state.parameters[name].copy_(value)
 
 
-def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Return the generator of one step's latents.
+def _look(state: State, job: _Job) -> float | None:
+    """Look at the held-out loss where it is due, and keep the best parameters."""
+    recipe = state.recipe
+    if job.look is None or recipe.validate_every is None:
+        return None
+    if state.step % recipe.validate_every and state.step != recipe.steps:
+        return None
+    own = {name: p.detach().clone() for name, p in state.parameters.items()}
+    _put(state, state.average)
+    loss = held_out_loss(
+        state.model,
+        job.look,
+        draws=recipe.draws,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        precision=recipe.precision,
+        is_fused=has_hidden(state.model),
+    )
+    state.validation.append((state.step, loss))
+    if state.best_look == len(state.validation) - 1:
+        state.best = {n: p.detach().clone() for n, p in state.parameters.items()}
+    _put(state, own)
+    return loss
 
-    Training is stream 0, evaluation 1, and the sets of scores 2, 3, ...: draws of one
-    use are independent of those of another.
-    """
-    entropy = np.random.SeedSequence([seed, step, stream])
-    (state,) = entropy.generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state) >> 1)
+
+def _report(
+    state: State,
+    found: Found,
+    norms: tuple[float, float],
+    seconds: float,
+    held_out: float | None,
+) -> StepReport:
+    squared = found.squared_size
+    return StepReport(
+        step=state.step,
+        steps=state.recipe.steps,
+        loss=found.losses[0],
+        perturbation_loss=found.losses[1] if len(found.losses) > 1 else None,
+        gradient_norms=norms,
+        perturbation_size=None if squared is None else math.sqrt(squared),
+        learning_rate=state.recipe.rate(state.step - 1),
+        tokens_per_second=found.positions / seconds,
+        held_out_loss=held_out,
+    )
 
 
 def _one_step(
-    state: State,
-    units: Units,
-    equation: LatentEquation,
-    rows: IntArray,
-    store: Path | None,
-) -> float:
-    """Move the parameters once and return the loss."""
-    recipe, model = state.recipe, state.model
-    batch = units.batch(rows)
-    generator = step_generator(recipe.seed, state.step)
-    logits = model.draw_logits(batch, recipe.draws, generator)  # type: ignore[operator]
-    targets = model.targets(batch)  # type: ignore[operator]
-    loss, of_base, of_phi = gradients(
-        equation, logits, targets, state.base.values(), state.perturbation.values()
+    state: State, job: _Job, rows: IntArray
+) -> tuple[Found, tuple[float, float]]:
+    """Move the parameters once; return losses and the norms of the gradients."""
+    recipe = state.recipe
+    knows_size = hasattr(getattr(state.model, "perturbation", None), "squared_size")
+    found = step_gradients(
+        state,
+        job.units,
+        rows,
+        team=job.team,
+        penalty=job.penalty,
+        is_fused=job.is_fused,
+        measures_size=job.monitor is not None and knows_size,
     )
+    groups = ((state.base, found.base), (state.perturbation, found.perturbation))
     norms = [
-        torch.nn.utils.get_total_norm(group) for group in (of_base, of_phi) if group
+        float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        for _, gradients in groups
     ]
-    value = float(loss.detach())
-    if not all(math.isfinite(x) for x in (value, *map(float, norms))):
-        raise ConvergenceError(_not_finite(state.step, rows, value, store))
-    for group, found in ((state.base, of_base), (state.perturbation, of_phi)):
-        for parameter, gradient in zip(group.values(), found, strict=True):
+    if not all(math.isfinite(x) for x in (*found.losses, *norms)):
+        value = found.losses[0]
+        raise ConvergenceError(_not_finite(state.step, rows, value, job.store))
+    for group, gradients in groups:
+        for parameter, gradient in zip(group.values(), gradients, strict=True):
             parameter.grad = gradient
         if group:
             torch.nn.utils.clip_grad_norm_(group.values(), recipe.clip)
@@ -265,7 +406,7 @@ def _one_step(
         settings["lr"] = settings["peak"] * recipe.rate(state.step)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    return value
+    return found, (norms[0], norms[1])
 
 
 def _not_finite(step: int, rows: IntArray, value: float, store: Path | None) -> str:
