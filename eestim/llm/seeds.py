@@ -25,9 +25,11 @@ Array = npt.NDArray[np.float64]
 
 
 def over_seeds(
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[Evaluation | pd.DataFrame],
     measure: str = "bits per byte, oracle T",
     *,
+    baseline: str | None = None,
+    in_domain: str | None = None,
     level: float = 0.95,
     simultaneous: bool = True,
 ) -> pd.DataFrame:
@@ -43,10 +45,12 @@ def over_seeds(
 
     Parameters
     ----------
-    evaluations : sequence of Evaluation
+    evaluations : sequence of Evaluation, or of their `documents`
         One for each seed, of the same methods on the same documents.
     measure : str
         A key of `MEASURES`.
+    baseline, in_domain : str, optional
+        By default the first model and the first corpus.
     level : float
     simultaneous : bool
         Widen the intervals of each method so that they cover all out-of-domain
@@ -74,21 +78,26 @@ def over_seeds(
             f"`evaluations` has {len(evaluations)} seed; variation between seeds needs "
             "at least 2. Train again with another seed."
         )
-    _check_alike(evaluations)
-    first = evaluations[0]
-    corpora = list(first.documents["corpus"].unique())
-    models = [m for m in first.documents["model"].unique() if m != first.baseline]
-    n_others = sum(corpus != first.in_domain for corpus in corpora)
+    tables = [
+        one if isinstance(one, pd.DataFrame) else one.documents for one in evaluations
+    ]
+    _check_alike(tables)
+    corpora, models = (list(tables[0][key].unique()) for key in ("corpus", "model"))
+    baseline = _known("baseline", baseline, models)
+    in_domain = _known("in_domain", in_domain, corpora)
+    n_others = len(corpora) - 1
     rows = []
     for corpus in corpora:
-        many = n_others if simultaneous and corpus != first.in_domain else 1
+        many = n_others if simultaneous and corpus != in_domain else 1
         for model in models:
-            gaps, size = _gaps(evaluations, corpus, model, MEASURES[measure])
+            if model == baseline:
+                continue
+            gaps, size = _gaps(tables, corpus, (model, baseline), MEASURES[measure])
             rows.append(
                 {
                     "corpus": corpus,
                     "model": model,
-                    "baseline": first.baseline,
+                    "baseline": baseline,
                     "measure": measure,
                     **average_over_seeds(gaps, size, level ** (1 / many)),
                 }
@@ -96,18 +105,19 @@ def over_seeds(
     return pd.DataFrame(rows)
 
 
-def _check_alike(evaluations: Sequence[Evaluation]) -> None:
+def _known(argument: str, wanted: str | None, names: Sequence[str]) -> str:
+    if wanted is None:
+        return names[0]
+    if wanted not in names:
+        raise ValueError(f"`{argument}` is {wanted!r}; known are {list(names)}.")
+    return wanted
+
+
+def _check_alike(tables: Sequence[pd.DataFrame]) -> None:
     """Refuse evaluations that are not of the same methods on the same documents."""
     keys = ["corpus", "model", "document", "bytes", "tokens"]
-    first = evaluations[0]
-    for number, other in enumerate(evaluations[1:], start=1):
-        if other.baseline != first.baseline or other.in_domain != first.in_domain:
-            raise DataError(
-                f"`evaluations` {number} has baseline {other.baseline!r} and in-domain "
-                f"corpus {other.in_domain!r}, the first {first.baseline!r} and "
-                f"{first.in_domain!r}."
-            )
-        if not other.documents[keys].equals(first.documents[keys]):
+    for number, other in enumerate(tables[1:], start=1):
+        if not other[keys].equals(tables[0][keys]):
             raise DataError(
                 f"`evaluations` {number} is of other methods or documents than the "
                 "first; evaluate every seed on the same held-out documents."
@@ -115,19 +125,22 @@ def _check_alike(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _gaps(
-    evaluations: Sequence[Evaluation], corpus: str, model: str, kind: tuple[str, str]
+    tables: Sequence[pd.DataFrame],
+    corpus: str,
+    models: tuple[str, str],
+    kind: tuple[str, str],
 ) -> tuple[Array, Array]:
     """Return differences by seed and document, (S, G), and document sizes (G,)."""
     column, size = kind
     rows = []
-    for one in evaluations:
-        table = one.documents[one.documents["corpus"] == corpus]
+    for one in tables:
+        table = one[one["corpus"] == corpus]
         new, old = (
             table.loc[table["model"] == name, column].to_numpy(np.float64)
-            for name in (model, one.baseline)
+            for name in models
         )
         rows.append(new - old)
-    own = table[table["model"] == model]
+    own = table[table["model"] == models[0]]
     below = own["bytes"] * math.log(2.0) if size == "bits" else own[size]
     return np.stack(rows), below.to_numpy(np.float64)
 

@@ -76,6 +76,8 @@ def test_only_out_of_domain_corpora_are_widened():
     runs = crossed(np.random.default_rng(2), 3, size, 1.0, 1.0)
     wide = over_seeds(runs, "nats per token")
     plain = over_seeds(runs, "nats per token", simultaneous=False)
+    tables = over_seeds([run.documents for run in runs], "nats per token")
+    pd.testing.assert_frame_equal(wide, tables)
     pd.testing.assert_frame_equal(wide, plain)  # one other corpus: nothing to widen
     more = [
         Evaluation(
@@ -107,5 +109,7 @@ def test_what_cannot_be_pooled_is_refused():
         over_seeds([one], "nats per token")
     with pytest.raises(DataError, match="other methods or documents"):
         over_seeds([one, evaluation(size[:3], size[:3])], "nats per token")
+    with pytest.raises(ValueError, match="`baseline` is 'moon'"):
+        over_seeds([one, one], "nats per token", baseline="moon")
     with pytest.raises(ValueError, match="`measure` is 'loss'"):
         over_seeds([one, one], "loss")
