@@ -11,7 +11,7 @@ its parameters solve unbiased estimating equations by stochastic descent::
 
 from eestim.llm import baselines
 from eestim.llm.base import byte_model, byte_tokenizer
-from eestim.llm.batches import pack
+from eestim.llm.batches import Packed, pack
 from eestim.llm.continuations import continuations
 from eestim.llm.documents import Documents
 from eestim.llm.equations import (
@@ -54,6 +54,7 @@ __all__ = [
     "LatentPrefixLM",
     "LowRank",
     "NoiseAveraged",
+    "Packed",
     "Power",
     "ScoreWeighted",
     "SharedDraw",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eestim.errors import DataError
-from eestim.llm.documents import TokenBatch
+from eestim.llm.documents import TokenBatch, check_texts, tokenize
+from eestim.llm.protocols import IntArray
 from eestim.llm.surrogates import IGNORED
 
-__all__ = ["as_token_batch", "check_tokens", "document_starts", "pack"]
+__all__ = ["Packed", "as_token_batch", "check_tokens", "document_starts", "pack"]
 
 
 def as_token_batch(batch: Any) -> TokenBatch:
@@ -122,6 +125,67 @@ def pack(rows: Sequence[Sequence[int]], context: int) -> TokenBatch:
         bins[free[0]].append(row)
         room[free[0]] -= len(row)
     return _filled(bins, context)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """Whole documents packed into rows; the independent unit is the row.
+
+    A row is a cluster of whole documents, so rows are independent where documents are.
+    Held-out comparison by document needs `Documents`.
+
+    Attributes
+    ----------
+    rows : TokenBatch
+        With `start`.
+    digests : tuple of str
+        Fingerprint of each text, to find a document in two corpora.
+    """
+
+    rows: TokenBatch
+    digests: tuple[str, ...] = ()
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], tokenizer: Any, context: int) -> Packed:
+        """Tokenize texts, one document each, and pack them.
+
+        Raises
+        ------
+        DataError
+            If there is no text, or one is empty or appears twice.
+        ValueError
+            If one is longer than a row: its parts would lie in several rows.
+
+        Examples
+        --------
+        >>> from eestim.llm import byte_tokenizer
+        >>> packed = Packed.from_texts(["abc", "de", "f"], byte_tokenizer(), context=8)
+        >>> packed.n_units, packed.rows.start[0].tolist()
+        (2, [0, 0, 0, 0, 4, 4, 4, 7])
+        """
+        names = [f"document {i}" for i in range(len(texts))]
+        digests = check_texts(texts, names, context)
+        return cls(pack(tokenize(texts, tokenizer), context), digests)
+
+    @property
+    def n_units(self) -> int:
+        """Number of rows."""
+        return len(self.rows.input_ids)
+
+    @property
+    def unit(self) -> IntArray:
+        """The unit of each row: itself."""
+        return np.arange(self.n_units, dtype=np.int64)
+
+    def batch(self, rows: IntArray) -> TokenBatch:
+        """Return some rows."""
+        index = torch.as_tensor(rows)
+        start = self.rows.start
+        return TokenBatch(
+            self.rows.input_ids[index],
+            self.rows.targets[index],
+            None if start is None else start[index],
+        )
 
 
 def _filled(bins: Sequence[Sequence[Sequence[int]]], context: int) -> TokenBatch:

@@ -15,7 +15,7 @@ from eestim.errors import DataError
 from eestim.llm.protocols import IntArray
 from eestim.llm.surrogates import IGNORED
 
-__all__ = ["Documents", "TokenBatch", "refuse_leakage", "tokenize"]
+__all__ = ["Documents", "TokenBatch", "check_texts", "refuse_leakage", "tokenize"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +89,7 @@ class Documents:
             fills one block.
         """
         names = list(names or (f"document {i}" for i in range(len(texts))))
-        digests = _check_texts(texts, names, context)
+        digests = check_texts(texts, names, context)
         rows: list[list[int]] = []
         unit: list[int] = []
         for number, ids in enumerate(tokenize(texts, tokenizer)):
@@ -173,10 +173,10 @@ def refuse_leakage(training: Documents, test: Documents, name: str) -> None:
             )
 
 
-def _check_texts(
+def check_texts(
     texts: Sequence[str], names: Sequence[str], context: int
 ) -> tuple[str, ...]:
-    """Return the fingerprints of valid texts."""
+    """Return the fingerprints of texts, after refusing empty and duplicate ones."""
     if isinstance(texts, str):
         raise TypeError("`texts` is one string; give a list, one string per document.")
     if context < 2:

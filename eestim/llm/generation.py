@@ -59,6 +59,24 @@ _FOLLOWED = frozenset(
         "use_cache",
     }
 )
+_NEUTRAL = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "length_penalty": 1.0,
+    "typical_p": 1.0,
+    "encoder_repetition_penalty": 1.0,
+}
+_UNREAD = frozenset(  # of searches and models that are refused, or of no consequence
+    {
+        "assistant_confidence_threshold",
+        "assistant_lookbehind",
+        "disable_compile",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "target_lookbehind",
+        "transformers_version",
+    }
+)
 _DEFAULT_NEW = 64
 
 Paths = Coroutine[Tensor, Tensor, None]
@@ -182,13 +200,12 @@ def _settings(
     unknown = config.update(**asked)
     if unknown:
         raise TypeError(f"`generate` has no argument {sorted(unknown)[0]!r}.")
-    neutral = GenerationConfig._get_default_generation_params()
-    for name in asked:
-        value = getattr(config, name)
-        if name not in _FOLLOWED and value not in (None, neutral.get(name)):
+    for name, value in config.to_dict().items():
+        is_meta = name.startswith("_") or name in _UNREAD or name in _FOLLOWED
+        if not is_meta and value and value != _NEUTRAL.get(name):
             raise CapabilityError(
                 f"`{name}` is {value!r}, which averaged predictions do not follow; "
-                f"leave it out. Followed are {', '.join(sorted(_FOLLOWED))}."
+                f"set it to its default. Followed are {', '.join(sorted(_FOLLOWED))}."
             )
     followed: GenerationConfig = config
     return followed

@@ -392,19 +392,19 @@ class LatentPrefixLM(nn.Module):
 
     def _draw(self, batch: Any, draws: int, generator: Generator) -> Tensor:
         """Return the base's outputs at perturbed states of a batch."""
+        rows = as_token_batch(batch)
         if isinstance(self.perturbation, TokenPerturbation):
-            ids = as_token_batch(batch).input_ids
-            if self._start(batch) is not None:
+            if rows.start is not None:
                 raise CapabilityError(
                     f"{self.perturbation} changes tokens, which packed rows do not "
                     "take; give one document a row."
                 )
-            return self.of_changed(
-                ids, self.perturbation.noise(draws, len(ids), ids.shape[1], generator)
-            )
-        embeddings = self.embed(batch)
-        latents = self.latents(embeddings, draws, generator, batch)
-        return self.logits_of(self.perturb(embeddings, latents, batch), batch)
+            count, length = rows.input_ids.shape
+            noise = self.perturbation.noise(draws, count, length, generator)
+            return self.of_changed(rows.input_ids, noise)
+        states = self.embed(rows)
+        latents = self.latents(states, draws, generator, rows)
+        return self.logits_of(self.perturb(states, latents, rows), rows)
 
     def of_changed(self, ids: Tensor, noise: Tensor) -> Tensor:
         """Return the outputs (K, B, T, ...) of rows whose tokens are changed."""

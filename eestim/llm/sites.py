@@ -89,7 +89,9 @@ def decoder_layers(base: Any) -> nn.ModuleList:
     CapabilityError
         If no list of modules has the configured number of layers.
     """
-    count = getattr(base.config, "num_hidden_layers", None)
+    config = base.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    count = getattr(config, "num_hidden_layers", None)
     for module in base.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
@@ -188,6 +190,11 @@ class Site:
                 self._call(embeddings, start, cache)
         finally:
             hook.remove()
+        if not found:
+            raise CapabilityError(
+                f"`base` ({type(self.base).__name__}) does not run block {self.index} "
+                "of the list of blocks found in it; use site='embeddings'."
+            )
         states: Tensor = found[0][0] if isinstance(found[0], tuple) else found[0]
         return states
 

@@ -318,6 +318,10 @@ def test_what_cannot_be_followed_is_refused():
         model.generate(prompt, 2, num_beams=4)
     with pytest.raises(CapabilityError, match="`return_dict_in_generate` is True"):
         model.generate(prompt, 2, return_dict_in_generate=True)
+    base = byte()
+    base.generation_config.suppress_tokens = [5]  # its own setting, not the caller's
+    with pytest.raises(CapabilityError, match="`suppress_tokens` is"):
+        LatentPrefixLM(base).generate(prompt, 2)
     with pytest.raises(TypeError, match="no argument 'temprature'"):
         model.generate(prompt, 2, temprature=2.0)
     with pytest.raises(ValueError, match="do not support `num_return_sequences`"):

@@ -18,9 +18,10 @@ from latent_families import (
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from eestim.errors import CapabilityError
+from eestim.errors import CapabilityError, DataError
+from eestim.llm.base import byte_tokenizer
 from eestim.llm.baselines import with_lora, with_prefix_tuning, with_soft_prompt
-from eestim.llm.batches import pack
+from eestim.llm.batches import Packed, pack
 from eestim.llm.documents import TokenBatch
 from eestim.llm.equations import Brier
 from eestim.llm.limits import check_device
@@ -32,8 +33,10 @@ from eestim.llm.perturbations import (
     LowRank,
 )
 from eestim.llm.prefix import LatentPrefixLM
+from eestim.llm.scores import scores
 from eestim.llm.sites import Site, decoder_layers
 from eestim.llm.surrogates import IGNORED
+from eestim.llm.training import fit
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -157,6 +160,26 @@ def test_packed_targets_stop_at_each_document():
         model.targets({"input_ids": positions, "position_ids": positions + 1})
     with pytest.raises(ValueError, match="holds a document of 9 tokens"):
         pack([list(range(9))], context=8)
+
+
+def test_fit_and_scores_take_packed_rows():
+    """The row's psi is the sum of its documents', each alone in a row."""
+    texts = ["abcdefg", "hijk", "lmnop", "qrs", "tuvwxyzabc"]
+    packed = Packed.from_texts(texts, byte_tokenizer(), context=13)
+    model = LatentPrefixLM(byte(), awake(Gated(WIDTH, rank=2)), site=1)
+    record = fit(model, packed, Brier(), draws=2, steps=3, batch_size=2)
+    assert record.n_units == packed.n_units == 3
+    vector = torch.randn(2, 1, 1, 2, generator=seeded(1))
+    model.latents = lambda e, *_: vector.expand(2, e.shape[0], e.shape[1], 2)
+    together = scores(model, packed, Brier(), draws=2).sum(0)
+    apart = [
+        scores(model, Packed.from_texts([t], byte_tokenizer(), 13), Brier(), draws=2)
+        for t in texts
+    ]
+    alone = torch.tensor(sum(psi.sum(0) for psi in apart))
+    torch.testing.assert_close(torch.tensor(together), alone, rtol=1e-4, atol=1e-7)
+    with pytest.raises(DataError, match="same document twice"):
+        Packed.from_texts(["abc", "abc"], byte_tokenizer(), 13)
 
 
 @every_family
@@ -338,6 +361,14 @@ def sliding():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return Gemma2ForCausalLM(config).eval()
+
+
+def test_blocks_that_are_found_but_not_run_are_refused():
+    """A model with an idle list of as many modules before its own blocks."""
+    base = byte()
+    base.model.embed_tokens.idle = nn.ModuleList(nn.Identity() for _ in range(LAYERS))
+    with pytest.raises(CapabilityError, match="does not run block 1"):
+        LatentPrefixLM(base, LowRank(WIDTH, rank=3), site=1)
 
 
 def test_bad_sites_and_rows_are_refused():
