@@ -11,28 +11,26 @@ A complete study in the form of Morris, White and Crowther (2019):
   Satterthwaite degrees of freedom, all at the same estimate;
 - performance: bias, standard errors, coverage, with Monte Carlo errors.
 
-Run ``python examples/simulation_study.py --replications 2000 --jobs 2 --out report``.
-It can be stopped at any time and goes on from where it was.
+In full: ``eestim simulate examples/simulation_study.py --replications 2000 --jobs 2``,
+which can be stopped at any time, goes on from where it was, and writes a report. Run as
+a script it takes a small number of replications and prints its table.
 """
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import special
 
 import eestim as ee
-from eestim.report.html import write
-from eestim.simulate import Progress, Study, Under, Variants
-from eestim.simulate.report import study_page
+from eestim.simulate import Study, Under, Variants
 
 TRUTH = {"x": 0.5}
+Data = dict[str, np.ndarray]
 
 
-def generate(rng: np.random.Generator, clusters: int, rho: float) -> pd.DataFrame:
+def generate(rng: np.random.Generator, clusters: int, rho: float) -> Data:
     sizes = rng.integers(5, 26, clusters)
     group = np.repeat(np.arange(clusters), sizes)
     x = rng.normal(size=clusters)[group]
@@ -40,11 +38,11 @@ def generate(rng: np.random.Generator, clusters: int, rho: float) -> pd.DataFram
     latent += np.sqrt(1.0 - rho) * rng.normal(size=len(group))
     chance = special.expit(-0.5 + TRUTH["x"] * x)
     y = (special.ndtr(latent) < chance).astype(float)  # P(y = 1) is exactly `chance`
-    return pd.DataFrame({"y": y, "x": x, "group": group})
+    return {"y": y, "x": x, "group": group}
 
 
-def logistic(data: pd.DataFrame) -> tuple[ee.Estimate, Any]:
-    X = np.column_stack([np.ones(len(data)), data["x"]])
+def logistic(data: Data) -> tuple[ee.Estimate, Any]:
+    X = np.column_stack([np.ones(len(data["y"])), data["x"]])
     equation = ee.glm(data["y"], X, family="binomial", names=["Intercept", "x"])
     return ee.estimate(equation, ee.ModelBased()), data["group"]
 
@@ -77,31 +75,11 @@ STUDY = Study(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--replications", type=int, default=200)
+    parser.add_argument("--replications", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=20260101)
-    parser.add_argument("--store", type=Path, help="folder that keeps the results")
-    parser.add_argument("--out", type=Path, help="folder for the report")
     options = parser.parse_args()
-
-    def told(progress: Progress) -> None:
-        coverage, error = progress.coverage["CR2, Satterthwaite"]
-        print(
-            f"{progress.done}/{progress.total}, {progress.rate:.0f} a second, "
-            f"{progress.seconds_left:.0f} s left, CR2 covers {coverage:.3f} "
-            f"({error:.3f})",
-            flush=True,
-        )
-
-    results = STUDY.run(
-        options.replications, options.seed, options.jobs, options.store, progress=told
-    )
-    print(results)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        title = "Variances for a logistic regression with clustered outcomes"
-        files = write(study_page(results, title, __doc__.split("\n\n")[1]), options.out)
-        print(f"{len(files)} files in {options.out}")
+    print(STUDY.run(options.replications, options.seed, options.jobs))
 
 
 if __name__ == "__main__":

@@ -272,6 +272,7 @@ def run_study(request: Request, console: Console) -> tuple[Results, Path]:
     with watching(console, total) as watch:
         results = _results(study, request, store, until, watch)
     seconds = time.perf_counter() - began
+    _warn_of_failures(results, console)
     title, lead = _described(module, request.file)
     page = study_page(results, title, lead, _facts(request, store, seconds))
     with work_folder(out, {"study": str(request.file)}) as work:
@@ -280,6 +281,17 @@ def run_study(request: Request, console: Console) -> tuple[Results, Path]:
         write(page, made)
         publish(made, out)
     return results, out / "index.html"
+
+
+def _warn_of_failures(results: Results, console: Console) -> None:
+    lost = int((results.table["status"] != "ok").sum())
+    if lost:
+        console.print(
+            f"warning: {lost} of {len(results.table)} results are failures; the "
+            "report counts them by method and cause.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _check(request: Request) -> None:

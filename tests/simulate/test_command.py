@@ -193,6 +193,20 @@ def test_bad_input_is_one_line(file, tmp_path, capsys, arguments, cause):
     assert (tmp_path / "full" / "thesis.tex").read_text() == "years of work"
 
 
+def test_failures_are_said_and_counted(file, capsys):
+    file.write_text(file.read_text().replace("0.5 * y.std", "1 / (y[0] < 1) * y.std"))
+    assert run("simulate", "means.py", "--replications", 40, "--json") == 0
+    told = capsys.readouterr()
+    record = json.loads(told.out)
+    kinds = [row for row in record["failures"] if row["what"] != "warnings"]
+    lost = sum(row["count"] for row in kinds)
+    assert 4 < lost < 40  # P(y > 1) is 0.16, of 80
+    assert told.err == (
+        f"warning: {lost} of 160 results are failures; the report counts them by "
+        "method and cause.\n"
+    )
+
+
 def test_results_of_another_seed_are_not_mixed(file, capsys):
     assert run("simulate", "means.py", "--replications", 5, "--seed", 1) == 0
     assert run("simulate", "means.py", "--replications", 5, "--seed", 2) == 1
