@@ -52,8 +52,9 @@ class Evaluation:
     ----------
     levels : DataFrame
         One row for each corpus and model: bits per byte and nats per token (raw, and
-        raw without the Monte Carlo bias), best temperature, top-1, mean reciprocal
-        rank, documents, tokens, bytes.
+        raw without the Monte Carlo bias), best temperature and whether it lies
+        inside the grid searched, top-1, mean reciprocal rank, Brier score, expected
+        calibration error, documents, tokens, bytes.
     differences : DataFrame
         One row for each corpus, model and measure: difference from the baseline,
         standard error (CR2 by document), t interval, Satterthwaite degrees of
@@ -288,6 +289,7 @@ def _levels(
         "bits_per_byte_oracle_t": total.nll_oracle_t / total.bits,
         "in_domain_t": fitted,
         "oracle_t": held.best_temperature(),
+        "oracle_t_is_inner": held.has_inner_temperature(),
         "top1": total.top1 / total.tokens,
         "mean_reciprocal_rank": total.reciprocal_rank / total.tokens,
         "brier": total.brier / total.tokens,

@@ -95,6 +95,10 @@ class Held:
         shift = (low - high) / (2 * bend) if bend > 0 else 0.0
         return math.exp(_STEP * (centre - _ONE + min(max(shift, -1.0), 1.0)))
 
+    def has_inner_temperature(self) -> bool:
+        """Whether the least loss lies inside the grid, not at one of its ends."""
+        return 0 < int(self.nll.sum(1).argmin()) < len(self.nll) - 1
+
     def at(self, temperature: float) -> Array:
         """Return the loss of each document at a temperature, by quadratics in log T.
 

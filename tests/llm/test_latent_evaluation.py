@@ -88,6 +88,11 @@ def test_best_temperature_and_interpolation_agree_with_a_fine_search():
     fine = float(min(losses))
     assert abs(held.at(best)[0] - fine) / 4000 < 1e-4
     assert held.at(1.0)[0] == pytest.approx(held.raw[0])
+    assert held.has_inner_temperature()
+    flat = Held.of(
+        position_scores(30 * logits, targets).double().sum(1)[:, None].numpy(), 1
+    )
+    assert not flat.has_inner_temperature()  # the best one is beyond the grid
 
 
 def test_jackknife_removes_most_of_the_bias_of_a_mean_of_few_draws():
