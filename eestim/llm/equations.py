@@ -285,6 +285,11 @@ class Split(LatentEquation):
         for name in ("base", "perturbation"):
             if isinstance(getattr(self, name), Split):
                 raise ValueError(f"`{name}` is itself a Split; give it one equation.")
+            if getattr(self, name).needs_replicates:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, whose rows come in pairs; it "
+                    "cannot share them with another equation in a Split."
+                )
 
     @property
     def smallest_draws(self) -> int:

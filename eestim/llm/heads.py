@@ -31,7 +31,7 @@ __all__ = [
     "head_of",
 ]
 
-_CHUNK_BYTES = 48 << 20  # logits of one product, large enough to be compute-bound
+_CHUNK_BYTES = 24 << 20  # logits of one product: enough rows to be compute-bound
 _CACHE_NUMBERS = 1 << 18  # logits worked on at once, small enough for the L2 cache
 
 

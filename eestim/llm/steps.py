@@ -20,6 +20,7 @@ from eestim.llm.checkpoints import State
 from eestim.llm.heads import Linear, equation_pair, fused_losses, head_of
 from eestim.llm.protocols import IntArray, Units
 from eestim.llm.randomness import unit_generators
+from eestim.llm.replicates import replicated
 from eestim.llm.sizes import SizePenalty, squared_size_of
 from eestim.llm.surrogates import IGNORED, LatentEquation
 
@@ -188,6 +189,8 @@ def losses_of(
     recipe, model, equation = state.recipe, state.model, state.equation
     rng = np.random.default_rng([recipe.seed, state.step, 3])
     draws = equation.draws_of_step(recipe.draws, rng)
+    if equation.needs_replicates:
+        return _contrast_loss(state, batch, rows, kept, draws)
     older = _older(state, batch, rows, is_fused)
     generator = unit_generators(model, recipe.seed, state.step, rows)
     targets = model.targets(batch)  # type: ignore[operator]
@@ -199,6 +202,24 @@ def losses_of(
         return fused_losses(
             equation, hidden, head_of(model), targets, outside=older, kept=kept
         )
+
+
+def _contrast_loss(
+    state: State, batch: Any, rows: IntArray, kept: int, draws: int
+) -> Tensor:
+    """Return the loss of observed rows against rows that the model makes, (1,)."""
+    model, seed, step = state.model, state.recipe.seed, state.step
+    makers = unit_generators(model, seed, step, rows, outside=True)
+    pairs = replicated(model, batch, makers)
+    # An observed row r draws as row 2 r, its replicate as row 2 r + 1.
+    twice = np.stack([2 * rows, 2 * rows + 1], 1).reshape(-1)
+    generator = unit_generators(model, seed, step, twice)
+    with autocast(model, state.recipe.precision):
+        logits = model.draw_logits(pairs, draws, generator)  # type: ignore[operator]
+    logits = logits.unflatten(1, (-1, 2))
+    targets = model.targets(pairs).unflatten(0, (-1, 2))  # type: ignore[operator]
+    value = state.equation.surrogate(logits, logits.detach(), targets)
+    return value.sum().unsqueeze(0) / kept
 
 
 def _plain_losses(

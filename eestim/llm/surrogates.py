@@ -150,6 +150,11 @@ class LatentEquation(ABC):
         return None
 
     @property
+    def needs_replicates(self) -> bool:
+        """Whether each row comes with a sequence that the model made itself."""
+        return False
+
+    @property
     def is_local(self) -> bool:
         """Whether each position's loss reads the logits of that position alone."""
         return True

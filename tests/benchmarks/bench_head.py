@@ -16,12 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from eestim.llm.base import byte_model
+from eestim.llm.checkpoints import State
 from eestim.llm.equations import (
     IWAE,
     Brier,
@@ -33,6 +37,9 @@ from eestim.llm.equations import (
 from eestim.llm.heads import Linear, fused_losses
 from eestim.llm.perturbations import LowRank
 from eestim.llm.prefix import LatentPrefixLM
+from eestim.llm.recipe import Recipe
+from eestim.llm.steps import Team
+from eestim.llm.training import _Job, _one_step
 
 EQUATIONS: dict[str, Any] = {
     "Brier": Brier(),
@@ -139,6 +146,92 @@ def heads(options: argparse.Namespace) -> None:
         )
 
 
+def language_model(kind: str) -> tuple[LatentPrefixLM, torch.Tensor]:
+    """Return a model and rows of tokens (B, T)."""
+    generator = torch.Generator().manual_seed(0)
+    if kind == "bytes":
+        base, width, rows, length = byte_model(128), 96, 8, 128
+    else:
+        config = LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=1536,
+            num_hidden_layers=4, num_attention_heads=9, num_key_value_heads=3,
+            max_position_embeddings=64, tie_word_embeddings=True,
+        )  # fmt: skip
+        base, width, rows, length = LlamaForCausalLM(config), WIDTH, 2, 64
+    model = LatentPrefixLM(base, LowRank(width, rank=16, size=1.0))
+    vocabulary = base.config.vocab_size
+    return model, torch.randint(3, vocabulary, (rows, length), generator=generator)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Units of one batch."""
+
+    ids: torch.Tensor
+
+    @property
+    def n_units(self) -> int:
+        return len(self.ids)
+
+    @property
+    def unit(self) -> np.ndarray:
+        return np.arange(len(self.ids))
+
+    def batch(self, rows: np.ndarray) -> torch.Tensor:
+        return self.ids[torch.as_tensor(rows)]
+
+
+def plain_step(kind: str) -> Callable[[], Any]:
+    """Return a step of cross-entropy on K copies of the rows, without a latent."""
+    model, ids = language_model(kind)
+    base, many = model.base, ids.repeat(DRAWS, 1)
+    optimizer = torch.optim.AdamW(base.parameters(), lr=1e-4, betas=(0.9, 0.99))
+
+    def step() -> None:
+        logits = base(input_ids=many, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), many[:, 1:].flatten()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(base.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def latent_step(kind: str, equation: Any) -> Callable[[], Any]:
+    """Return a step of `fit` itself."""
+    model, ids = language_model(kind)
+    recipe = Recipe(
+        repr(equation), DRAWS, 10**6, len(ids), "adamw", learning_rate=1e-4,
+        perturbation_rate=1e-4, warmup=1, final=0.1, clip=1.0, weight_decay=0.0,
+        average_from=None, seed=0,
+    )  # fmt: skip
+    state = State.start(model, equation, recipe, "")
+    job = _Job(Rows(ids), None, Team(), None, True, None, 10**6, None, None)
+
+    def step() -> None:
+        _one_step(state, job, np.arange(len(ids)))
+        state.step += 1
+
+    return step
+
+
+def steps(options: argparse.Namespace) -> None:
+    for kind in ("bytes", "Llama, V = 49152"):
+        contestants = {"cross-entropy": plain_step(kind)}
+        for name in options.equations:
+            contestants[name] = latent_step(kind, EQUATIONS[name])
+        for run in contestants.values():
+            run()
+        rounds = options.rounds * (4 if kind == "bytes" else 1)
+        taken = turns(contestants, rounds)
+        plain = taken["cross-entropy"]
+        print(f"step, {kind}: CPU s of cross-entropy {plain:.3f}; over it:")
+        print("  ".join(f"{n} {t / plain:.2f}" for n, t in taken.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -152,6 +245,8 @@ def main() -> None:
         return
     if options.part != "step":
         heads(options)
+    if options.part != "head":
+        steps(options)
 
 
 if __name__ == "__main__":
