@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 import eestim as ee
+from eestim.testing.strategies import example_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +29,7 @@ class Case:
 
 
 def table(n: int = 80, seed: int = 3) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    x, z = rng.normal(size=n), rng.normal(size=n) * 3 + 1
-    eta = 0.3 + 0.6 * x - 0.2 * z
-    return pd.DataFrame(
-        {
-            "x": x,
-            "z": z,
-            "g": rng.integers(0, 12, n),
-            "y": eta + rng.standard_t(5, n),
-            "b": (rng.random(n) < 1 / (1 + np.exp(-eta))).astype(float),
-            "c": rng.poisson(np.exp(0.5 * eta)).astype(float),
-            "w": rng.integers(1, 4, n),
-            "e": rng.uniform(0.5, 2.0, n),
-        }
-    )
+    return example_table(np.random.default_rng(seed), n)
 
 
 def near(equation: Any) -> np.ndarray:
@@ -67,6 +54,31 @@ def logistic(theta: Any, data: Any) -> np.ndarray:
     design = np.column_stack([np.ones(len(data)), data["x"]])
     mu = 1 / (1 + np.exp(-(design @ np.asarray(theta))))
     return (np.asarray(data["b"]) - mu)[:, None] * design
+
+
+def torch_logistic(theta: Any, data: Any) -> Any:
+    import torch
+
+    mu = torch.sigmoid(theta[0] + theta[1] * data["x"])
+    residual = data["b"] - mu
+    return torch.stack([residual, residual * data["x"]], dim=1)
+
+
+def torch_equation(data: pd.DataFrame) -> Any:
+    from eestim import autodiff
+
+    return autodiff.equation(torch_logistic, data, [0.0, 0.0])
+
+
+def propensity(data: pd.DataFrame) -> Any:
+    """A stack: inverse-probability weighting by a fitted logit."""
+
+    def effect(theta: Any, d: Any) -> np.ndarray:
+        mu = 1 / (1 + np.exp(-(theta["ps[Intercept]"] + theta["ps[x]"] * d["x"])))
+        return (d["b"] * d["y"] / mu - theta["effect"]).to_numpy()[:, None]
+
+    logit = ee.glm("b ~ x", data, family="binomial")
+    return ee.stack(ps=logit, effect=effect, data=data, start={"effect": 0.0})
 
 
 def logistic_jacobian(theta: Any, data: Any) -> np.ndarray:
@@ -113,4 +125,9 @@ CASES = [
         near,
         is_additive=False,
     ),
+    Case("user logistic, torch", torch_equation, near),
+    Case("stack", propensity, near),
+    Case("huber", lambda d: ee.models.huber("y ~ x", d), near),
+    Case("quantile", lambda d: ee.models.quantile("y ~ x", d, tau=0.3), near),
+    Case("lad", lambda d: ee.models.lad("y", d), near),
 ]

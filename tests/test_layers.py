@@ -34,7 +34,7 @@ EXCEPTIONS = {
 
 TENSORS = {"torch", "transformers", "accelerate", "peft", "safetensors", "gguf"}
 LAZY = {"matplotlib", "jinja2", "tabulate", "statsmodels", "dask", "formulaic"}
-UNLOADED = [*sorted(TENSORS | LAZY), "distributed", "typer", "rich"]
+UNLOADED = [*sorted(TENSORS | LAZY), "distributed", "typer", "rich", "hypothesis"]
 
 
 def module_name(path: Path) -> tuple[str, ...]:

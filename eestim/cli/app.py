@@ -136,6 +136,29 @@ def fit(
 
 
 @app.command()
+def check(
+    equation: Annotated[
+        str, typer.Argument(help="MODULE:EQUATION or FILE.py:EQUATION, or a factory.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="A csv, tsv or parquet file for a factory.")
+    ] = None,
+    examples: Annotated[int, typer.Option(help="How many examples are drawn.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the examples.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check the properties of an estimating equation; status 1 where one fails."""
+    from eestim.cli import check as checking
+
+    request = checking.Request(equation, data, examples, seed, json)
+    cause, report = checking.checked(request, Console(stderr=True))
+    typer.echo(report)
+    if cause:
+        _tell(cause)
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder of the report; new, empty, or an older demo.")
