@@ -16,7 +16,7 @@ import numpy as np
 import scipy
 import scipy.linalg
 
-__all__ = ["one_blas_thread"]
+__all__ = ["blas_threads", "one_blas_thread"]
 
 _NAMES = tuple(
     f"{prefix}openblas_{{}}_num_threads{suffix}"
@@ -51,6 +51,14 @@ def _controls() -> list[tuple[Callable[[], int], Callable[[int], Any]]]:
                 controls.append((read, getattr(library, name.format("set"))))
                 break
     return controls
+
+
+def blas_threads() -> int:
+    """Return how many threads BLAS uses now: OMP_NUM_THREADS, one within a study.
+
+    It is one too where BLAS is none of those that `one_blas_thread` controls.
+    """
+    return max((int(read()) for read, _ in _controls()), default=1)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from eestim.simulate._small import (
     solved,
     times,
 )
+from eestim.simulate._threads import blas_threads, one_blas_thread
 
 __all__ = [
     "BatchedEquation",
@@ -361,7 +362,7 @@ def _inspected(equation: BatchedEquation, part: Part) -> Part:
 
 
 def batched_estimate(
-    equation: BatchedEquation, dof: float = np.inf, jobs: int = 1
+    equation: BatchedEquation, dof: float = np.inf, jobs: int | None = None
 ) -> BatchedFit:
     r"""Solve R small equations at once and attach their sandwiches.
 
@@ -377,8 +378,9 @@ def batched_estimate(
     equation : BatchedEquation
     dof : float
         Degrees of freedom of the intervals, the normal law by default.
-    jobs : int
-        Threads; results do not depend on their number.
+    jobs : int, optional
+        Threads; by default as many as BLAS uses (OMP_NUM_THREADS), which is one
+        within a study. Results do not depend on their number.
 
     Returns
     -------
@@ -394,7 +396,11 @@ def batched_estimate(
     per_problem = max(1, int(getattr(equation, "n_entries", size)))
     length = int(np.clip(_PART_ENTRIES // per_problem, 4, 1024))
     cuts = [slice(k, k + length) for k in range(0, equation.n_problems, length)]
-    with ThreadPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+    threads = min(blas_threads() if jobs is None else jobs, len(cuts))
+    with (
+        one_blas_thread(),  # of its own: sums in one order, whatever `jobs`
+        ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool,
+    ):
         run = map if pool is None else pool.map
         parts = list(run(lambda cut: _fit_part(equation.part(cut)), cuts))
     theta, covariance, codes, steps = (

@@ -270,7 +270,7 @@ def batched_glm(
     kind: Literal[0, 1] = 0,
     offset: Any = None,
     names: Sequence[str] | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
 ) -> BatchedFit:
     """Fit R generalized linear models of one shape, with their HC covariances.
 
@@ -289,8 +289,9 @@ def batched_glm(
     offset : (R, n) or (n,) array, optional
         Added to the linear predictor.
     names : sequence of p str, optional
-    jobs : int
-        Threads; results do not depend on their number.
+    jobs : int, optional
+        Threads; by default as many as BLAS uses (OMP_NUM_THREADS), which is one
+        within a study. Results do not depend on their number.
 
     Returns
     -------

@@ -10,6 +10,8 @@ from tolerances import EXACT, REFERENCE
 
 import eestim as ee
 from eestim.errors import DataError, EestimError, IdentificationError
+from eestim.simulate import Study
+from eestim.simulate._threads import blas_threads
 from eestim.simulate.batched import _rough_root, batched_estimate, batched_inverse
 from eestim.simulate.batched_models import BatchedGLM, batched_glm
 
@@ -146,9 +148,24 @@ def test_hard_starts_are_damped():
 
 def test_results_do_not_depend_on_threads():
     y, X = problems("binomial", R=400, n=80, p=4)
-    one, two = batched_glm(y, X, "binomial"), batched_glm(y, X, "binomial", jobs=2)
-    np.testing.assert_array_equal(one.theta, two.theta)
-    np.testing.assert_array_equal(one.covariance, two.covariance)
+    one = batched_glm(y, X, "binomial", jobs=1)
+    for jobs in (2, None):
+        other = batched_glm(y, X, "binomial", jobs=jobs)
+        np.testing.assert_array_equal(one.theta, other.theta)
+        np.testing.assert_array_equal(one.covariance, other.covariance)
+
+
+def test_threads_are_those_of_blas_and_one_within_a_study():
+    before = blas_threads()
+    seen = []
+
+    def counted(rng):
+        seen.append(blas_threads())
+        return rng.normal(size=5)
+
+    Study(counted, {"mean": np.mean}, 0.0).run(2, seed=1)
+    assert seen == [1, 1]
+    assert blas_threads() == before >= 1
 
 
 @pytest.mark.parametrize("family", ["binomial", "poisson"])
