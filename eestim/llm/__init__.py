@@ -13,6 +13,7 @@ from eestim.llm import baselines
 from eestim.llm.base import byte_model, byte_tokenizer
 from eestim.llm.batches import Packed, pack
 from eestim.llm.continuations import continuations
+from eestim.llm.contrasts import Contrast, TokenKernel
 from eestim.llm.documents import Documents
 from eestim.llm.equations import (
     IWAE,
@@ -26,6 +27,7 @@ from eestim.llm.equations import (
 )
 from eestim.llm.evaluation import Evaluation, evaluate
 from eestim.llm.inference import infer, squared_size
+from eestim.llm.levels import MLMC
 from eestim.llm.perturbations import (
     Additive,
     ContextAttention,
@@ -34,19 +36,24 @@ from eestim.llm.perturbations import (
     LowRank,
 )
 from eestim.llm.prefix import LatentPrefixLM
-from eestim.llm.recipe import Fit
+from eestim.llm.recipe import Fit, StepReport
 from eestim.llm.scores import scores
 from eestim.llm.seeds import over_seeds
 from eestim.llm.sensitivities import sensitivity
+from eestim.llm.sequences import SequenceCentred, SequenceContrast, SequenceIWAE
+from eestim.llm.sizes import SizePenalty
+from eestim.llm.streaming import StreamedDocuments
 from eestim.llm.training import fit
 
 __all__ = [
     "IWAE",
+    "MLMC",
     "Additive",
     "Brier",
     "CentredIWAE",
     "ContextAttention",
     "ContextMLP",
+    "Contrast",
     "Documents",
     "Evaluation",
     "Fit",
@@ -57,8 +64,15 @@ __all__ = [
     "Packed",
     "Power",
     "ScoreWeighted",
+    "SequenceCentred",
+    "SequenceContrast",
+    "SequenceIWAE",
     "SharedDraw",
+    "SizePenalty",
     "Split",
+    "StepReport",
+    "StreamedDocuments",
+    "TokenKernel",
     "baselines",
     "byte_model",
     "byte_tokenizer",

@@ -15,7 +15,14 @@ from eestim.errors import DataError
 from eestim.llm.protocols import IntArray
 from eestim.llm.surrogates import IGNORED
 
-__all__ = ["Documents", "TokenBatch", "check_texts", "refuse_leakage", "tokenize"]
+__all__ = [
+    "Documents",
+    "TokenBatch",
+    "check_texts",
+    "digest_of",
+    "refuse_leakage",
+    "tokenize",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,23 +161,38 @@ def tokenize(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return [[start, *ids] for ids in encoded["input_ids"]]
 
 
-def refuse_leakage(training: Documents, test: Documents, name: str) -> None:
+def refuse_leakage(training: Any, test: Any, name: str) -> None:
     """Refuse test documents that were trained on.
 
     Parameters
     ----------
-    training, test : Documents
+    training, test : Documents, or other units with `digests`
+        Units without fingerprints cannot be compared and pass.
     name : str
         How messages call the test corpus.
     """
-    known = dict(zip(training.digests, training.names, strict=True))
-    for digest, title in zip(test.digests, test.names, strict=True):
+    known = dict(_named_digests(training))
+    for digest, title in _named_digests(test):
         if digest in known:
             raise DataError(
                 f"`{name}` holds {title!r}, the same text as the training document "
                 f"{known[digest]!r}; remove it from one of them, or the held-out "
                 "loss is not held out."
             )
+
+
+def _named_digests(units: Any) -> list[tuple[str, str]]:
+    """Return (fingerprint, name) of each document; by number where there is no name."""
+    digests = getattr(units, "digests", ())
+    names = getattr(units, "names", None)
+    if names is None:
+        names = [f"document {number}" for number in range(len(digests))]
+    return list(zip(digests, names, strict=True))
+
+
+def digest_of(text: str) -> str:
+    """Return the fingerprint of a text, which spaces and line ends do not change."""
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
 
 
 def check_texts(
@@ -189,7 +211,7 @@ def check_texts(
     for text, name in zip(texts, names, strict=True):
         if not text.strip():
             raise DataError(f"`texts` holds an empty document, {name!r}; remove it.")
-        digest = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+        digest = digest_of(text)
         if digest in seen:
             raise DataError(
                 f"`texts` holds the same document twice, {seen[digest]!r} and "

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from eestim.errors import CapabilityError, ConvergenceError
+from eestim.llm.batches import Packed
 from eestim.llm.checkpoints import CHECKPOINT, State, fingerprint, update_average
 from eestim.llm.documents import Documents
 from eestim.llm.equations import Split
@@ -62,6 +63,7 @@ def fit(
     progress: Progress | None = None,
     monitor: Monitor | None = None,
     context: int | None = None,
+    packed: bool = False,
     accumulate: int = 1,
     precision: Literal["full", "bf16"] = "full",
     penalty: SizePenalty | None = None,
@@ -102,6 +104,9 @@ def fit(
         norms of the gradients, tokens per second. ``print`` is one.
     context : int, optional
         Tokens in a row, where `documents` are texts.
+    packed : bool
+        Put several whole documents into a row, where `documents` are texts; a token
+        never sees another document, and the row becomes the independent unit.
     accumulate : int
         Parts of a step's rows, whose gradients are added up one after another.
     precision : {"full", "bf16"}
@@ -133,7 +138,7 @@ def fit(
     """
     check_model(model)
     check_draws(equation, draws)
-    units = as_units(model, documents, context)
+    units = as_units(model, documents, context, packed=packed)
     look = None if held_out is None else as_units(model, held_out, context)
     if look is not None:
         check_held_out(units, look)
@@ -248,7 +253,13 @@ def _gradient(
     ]
 
 
-def as_units(model: nn.Module, documents: Any, context: int | None = None) -> Units:
+def as_units(
+    model: nn.Module,
+    documents: Any,
+    context: int | None = None,
+    *,
+    packed: bool = False,
+) -> Units:
     """Return the data as Units; texts go through the model's tokenizer.
 
     Parameters
@@ -257,6 +268,8 @@ def as_units(model: nn.Module, documents: Any, context: int | None = None) -> Un
     documents : Units, str, or what `eestim.llm.sources.texts_of` reads
     context : int, optional
         Tokens in a row; by default the base's context, 1024 at most.
+    packed : bool
+        Several whole documents in a row.
     """
     if isinstance(documents, Units):
         return documents
@@ -272,6 +285,8 @@ def as_units(model: nn.Module, documents: Any, context: int | None = None) -> Un
         config = getattr(getattr(model, "base", None), "config", None)
         longest = getattr(config, "max_position_embeddings", None) or 256
         context = min(int(longest), 1024)
+    if packed:
+        return Packed.from_texts(texts, tokenizer, context)
     return Documents.from_texts(texts, tokenizer, context, names)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from eestim.errors import DataError
 from eestim.llm.averaging import average_log_probabilities
-from eestim.llm.documents import Documents, refuse_leakage
+from eestim.llm.documents import refuse_leakage
 from eestim.llm.heads import averaged_log_loss, head_of
 from eestim.llm.protocols import Units
 from eestim.llm.randomness import unit_generators
@@ -20,8 +20,7 @@ __all__ = ["check_held_out", "held_out_loss"]
 
 def check_held_out(training: Units, held_out: Units) -> None:
     """Refuse held-out documents that are trained on, or that hold no token."""
-    if isinstance(training, Documents) and isinstance(held_out, Documents):
-        refuse_leakage(training, held_out, "held_out")
+    refuse_leakage(training, held_out, "held_out")
     if len(held_out.unit) == 0:
         raise DataError("`held_out` has no row; give at least one document.")
 
