@@ -40,7 +40,7 @@ from eestim.inference.marginal import average_predictions, marginal_effects
 from eestim.inference.pooling import pool
 from eestim.inference.profile import Profile, ScoreInverted
 from eestim.inference.transformed import Transformed
-from eestim.models import glm, mean, ols
+from eestim.models import from_statsmodels, glm, mean, ols
 from eestim.stacking import stack
 from eestim.storage import load
 from eestim.weights import Frequency, Importance, Sampling
@@ -110,6 +110,7 @@ __all__ = [
     "equation",
     "errors",
     "estimate",
+    "from_statsmodels",
     "glm",
     "load",
     "marginal_effects",

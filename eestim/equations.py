@@ -25,6 +25,7 @@ from eestim._arrays import (
 )
 from eestim._differentiate import directional_difference, jacobian, response_steps
 from eestim._linalg import equilibrated_factor
+from eestim.blocks import Block, BlockedEquation, BlockSource, block_source, in_block
 from eestim.errors import CapabilityError, DataError
 from eestim.moments import Moments, moments_of
 from eestim.weights import (
@@ -32,7 +33,9 @@ from eestim.weights import (
     Importance,
     Weights,
     aligned_weights,
+    block_weights,
     effective_size,
+    weight_column,
 )
 
 __all__ = [
@@ -493,15 +496,18 @@ def equation(
     jacobian: Callable[[Any, Any], Any] | None = None,
     units: Any = None,
     weights: Weights | None = None,
-) -> UserEquation:
+) -> UserEquation | BlockedEquation:
     r"""Return the estimating equation :math:`\sum_i \psi_i(\theta) = 0`.
 
     Parameters
     ----------
     psi : callable
         ``psi(theta, data) -> (n, q)``, one row for each row of the data.
-    data : mapping of arrays, or DataFrame
-        Passed to psi as it is, after checks for missing and infinite values.
+    data : mapping of arrays, DataFrame, or block source
+        Passed to psi as it is, after checks for missing and infinite values. A block
+        source (a Parquet file or folder, a Dask DataFrame, or a function that returns
+        an iterator of DataFrames) is passed block by block: psi of a row must not
+        depend on other rows, and `units` and weights are names of columns.
     start : vector, number, or mapping of named blocks
         Where the solver begins. With named blocks, psi reads ``theta["beta"]``.
     names : optional
@@ -531,6 +537,9 @@ def equation(
     >>> eq.names, eq.n_units
     (('mean', 'variance'), 5)
     """
+    source = block_source(data)
+    if source is not None:
+        return _blocked(source, psi, start, names, jacobian, units, weights)
     if isinstance(data, Mapping):
         data = {
             name: np.asarray(value) if isinstance(value, list | tuple) else value
@@ -559,6 +568,82 @@ def equation(
     )
     _check_first_call(made)
     return made
+
+
+def _blocked(
+    source: BlockSource,
+    psi: Callable[[Any, Any], Any],
+    start: Any,
+    names: Any,
+    jacobian: Any,
+    units: Any,
+    weights: Weights | None,
+) -> BlockedEquation:
+    """Return the equation of a block source, after one pass that checks every row."""
+    vector, places, labels = named_blocks(start, names)
+    column = weight_column(weights)
+    if units is not None and not isinstance(units, str):
+        raise TypeError(
+            "`units` must be the name of a column where data are read in blocks."
+        )
+
+    def build(block: Block, scale: float) -> UserEquation:
+        try:
+            count = checked_data(block.frame)
+            values = None
+            if column is not None:
+                values = scale * block_weights(weights, block.frame[column])
+            return UserEquation(
+                psi,
+                block.frame,
+                vector,
+                labels,
+                places,
+                count,
+                jacobian,
+                None,
+                values,
+                type(weights) if weights is not None else None,
+            )
+        except DataError as error:
+            raise in_block(block, error) from None
+
+    rows, n_units, total, squares, groups = 0, 0, 0.0, 0.0, set[Any]()
+    for block in source.blocks():
+        made = build(block, 1.0)
+        try:
+            if rows == 0:
+                _check_first_call(made)
+            elif made.row_weights is None or made.row_weights.any():
+                made.psi(vector)
+        except DataError as error:
+            raise in_block(block, error) from None
+        rows, n_units = rows + made.n_rows, n_units + made.n_units
+        if made.row_weights is not None:
+            total += float(made.row_weights.sum())
+            squares += float(np.square(made.row_weights).sum())
+        if units is not None:
+            given = column_of(block.frame, units)
+            labels_of(given, "units", made.n_rows)
+            groups.update(pd.unique(given))
+    is_scaled = column is not None and not isinstance(weights, Frequency)
+    if column is not None and not total > 0:
+        raise DataError("`weights` are all zero.")
+    count = len(groups) if units is not None else n_units
+    effective = total**2 / squares if isinstance(weights, Importance) else float(count)
+    return BlockedEquation(
+        source,
+        build,
+        labels,
+        vector,
+        places,
+        rows,
+        count,
+        effective,
+        rows / total if is_scaled else 1.0,
+        0.0 if jacobian is not None and column is None else _DIFFERENCE_ERROR,
+        units,
+    )
 
 
 def _check_first_call(made: UserEquation) -> None:

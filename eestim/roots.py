@@ -346,6 +346,8 @@ def _search(
             better = _least_squares(search)
             if better is None and not is_solved and nudges:
                 nudges, better = nudges - 1, _nudged(search, nudges)
+            if better is None and getattr(equation, "blocks", None) is not None:
+                return search.point.theta, Status.STALLED, taken
             if better is None:
                 return *_at_a_jump(search), taken
             search.point, last = better, np.inf

@@ -8,7 +8,15 @@ import numpy as np
 from eestim._arrays import Vector, as_float, check_finite, show_rows
 from eestim.errors import DataError
 
-__all__ = ["Frequency", "Importance", "Sampling", "Weights", "aligned_weights"]
+__all__ = [
+    "Frequency",
+    "Importance",
+    "Sampling",
+    "Weights",
+    "aligned_weights",
+    "block_weights",
+    "weight_column",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +87,20 @@ def aligned_weights(weights: Weights | None, data: Any, n_rows: int) -> Vector |
             f"likelihood ratios; got {type(weights).__name__}."
         )
     given = weights.values
-    values = check_finite(
-        as_float(data[given] if isinstance(given, str) else given, "weights", 1),
-        "weights",
-    )
+    values = _checked_values(weights, data[given] if isinstance(given, str) else given)
     if len(values) != n_rows:
         raise DataError(f"`weights` has {len(values)} entries for {n_rows} rows.")
+    if not (values > 0).any():
+        raise DataError("`weights` are all zero.")
+    return values
+
+
+def _checked_values(weights: Weights, given: Any) -> Vector:
+    values = check_finite(as_float(given, "weights", 1), "weights")
     if (values < 0).any():
         raise DataError(
             f"`weights` are negative in {show_rows(np.flatnonzero(values < 0))}."
         )
-    if not (values > 0).any():
-        raise DataError("`weights` are all zero.")
     if isinstance(weights, Frequency) and (values != np.rint(values)).any():
         raise DataError(
             "`weights` are frequencies and must be whole numbers; "
@@ -98,6 +108,38 @@ def aligned_weights(weights: Weights | None, data: Any, n_rows: int) -> Vector |
             "Use ee.Sampling for inverse probabilities."
         )
     return values
+
+
+def weight_column(weights: Weights | None) -> str | None:
+    """Return the name of the column of weights of data read in blocks.
+
+    Raises
+    ------
+    TypeError
+        If weights are an array, or do not say what they mean.
+    """
+    if weights is None:
+        return None
+    given = getattr(weights, "values", None)
+    if not isinstance(weights, Frequency | Sampling | Importance) or not isinstance(
+        given, str
+    ):
+        raise TypeError(
+            "`weights` must be ee.Frequency, ee.Sampling or ee.Importance of the name "
+            "of a column where data are read in blocks."
+        )
+    return given
+
+
+def block_weights(weights: Any, given: Any) -> Vector:
+    """Return the weights of one block, which may all be zero.
+
+    Raises
+    ------
+    DataError
+        As `aligned_weights`.
+    """
+    return _checked_values(weights, given)
 
 
 def effective_size(values: Vector) -> float:

@@ -48,6 +48,7 @@ TOP_LEVEL = [
     "equation",
     "errors",
     "estimate",
+    "from_statsmodels",
     "glm",
     "load",
     "marginal_effects",

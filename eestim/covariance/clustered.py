@@ -154,6 +154,7 @@ class Clustered:
 
     def __call__(self, equation: EstimatingEquation, root: Root) -> Covariance:
         """Return the covariance of the root."""
+        equation = self._summed(equation, root.theta)
         source = _source(equation, root.theta, self)
         ways = self._ways(equation, source.n_rows)
         sensitivity = equation.sensitivity(root.theta)
@@ -184,6 +185,15 @@ class Clustered:
             findings=findings + found,
             contrast_dof=matched,
         )
+
+    def _summed(self, equation: Any, theta: Vector) -> Any:
+        """Return sums within the finest intersections of data read in blocks."""
+        streamed = getattr(equation, "summed_within", None)
+        needs_rows = self.kind in _POWER or self.dof == "satterthwaite"
+        needs_rows |= self.multi0 and len(self.labels) > 1
+        if streamed is None or needs_rows:  # refused there, naming what works
+            return equation
+        return streamed(self.labels, theta)
 
     def _ways(self, equation: EstimatingEquation, n_rows: int) -> list[IntVector]:
         ways = []
@@ -258,6 +268,7 @@ class _Source:
     k: int
     rows: Matrix
     working: Working | None
+    squares: Vector | None = None  # sums over rows of psi squared, where streamed
 
     def regression(self, codes: IntVector, kind: str) -> ClusteredRegression:
         if self.working is None:
@@ -291,9 +302,10 @@ def _source(equation: EstimatingEquation, theta: Vector, rule: "Clustered") -> _
     if not is_adjusted or (rule.multi0 and len(rule.labels) > 1):
         rows = row_psi(equation, theta)
     n_rows = len(rows) if working is None else len(working.design)
-    is_unit = n_rows == equation.n_units
+    squares = getattr(equation, "row_squares", None)
+    is_unit = n_rows == equation.n_units or squares is not None
     effective = effective_n(equation) if is_unit else float(n_rows)
-    return _Source(n_rows, effective, k, rows, working)
+    return _Source(n_rows, effective, k, rows, working, squares)
 
 
 def _meats(
@@ -323,7 +335,9 @@ def _meats(
 
 
 def _refuse_vanishing(source: _Source, meat: Matrix) -> None:
-    if source.working is None:
+    if source.squares is not None:
+        alone = source.squares
+    elif source.working is None:
         alone = np.einsum("ij,ij->j", source.rows, source.rows)
     else:
         design, residual = source.working.design, source.working.residual

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eestim._arrays import Matrix, Vector
 from eestim.covariance.base import (
     Covariance,
     sensitivity_factor,
@@ -42,18 +43,11 @@ class ModelBased:
                 "ModelBased is not defined under sampling or importance weights, which "
                 "are not part of the model; use HC(0), Clustered or Survey."
             )
-        working = working_of(
-            equation,
-            root.theta,
-            "ModelBased",
-            "Use HC(0), which needs psi alone.",
-        )
+        information, dispersion = _information(equation, root.theta)
         n, k = equation.n_units, len(equation.names)
         is_estimated = bool(getattr(equation, "has_dispersion", True))
-        dispersion = working.dispersion
         if is_estimated and self.df_adjust:
             dispersion *= n / (n - k)
-        information = working.design.T @ (working.design * working.weight[:, None])
         factor = sensitivity_factor(information, equation.names)
         matrix = dispersion * factor.solve(np.eye(k))
         return Covariance(
@@ -64,6 +58,19 @@ class ModelBased:
             dof=float(n - k) if is_estimated else float("inf"),
             dof_kind="n-k" if is_estimated else "normal",
         )
+
+
+def _information(equation: EstimatingEquation, theta: Vector) -> tuple[Matrix, float]:
+    """Return X'WX and the dispersion, added up where data are read in blocks."""
+    streamed = getattr(equation, "expected_information", None)
+    if streamed is not None:
+        summed: tuple[Matrix, float] = streamed(theta)
+        return summed
+    working = working_of(
+        equation, theta, "ModelBased", "Use HC(0), which needs psi alone."
+    )
+    scaled = working.design * working.weight[:, None]
+    return working.design.T @ scaled, working.dispersion
 
 
 @dataclass(frozen=True, slots=True)

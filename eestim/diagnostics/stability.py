@@ -9,7 +9,7 @@ from eestim._linalg import symmetric_power
 from eestim.covariance.base import leverage
 from eestim.diagnostics._verdicts import LEVEL, chi2_finding
 from eestim.equations import require
-from eestim.errors import EestimError
+from eestim.errors import CapabilityError, EestimError
 from eestim.estimation import estimate as estimated
 from eestim.findings import Finding
 
@@ -85,6 +85,8 @@ def half_sample_stability(
     first[rng.permutation(n)[: n // 2]] = 1.0
     try:
         halves = [_half(reweighted(w), fit) for w in (first, 1.0 - first)]
+    except CapabilityError:
+        raise
     except EestimError as error:
         return Finding(
             name,

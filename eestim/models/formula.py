@@ -12,7 +12,14 @@ import pandas as pd
 from eestim._arrays import IntVector, Matrix, Vector, check_finite, show_rows
 from eestim.errors import DataError
 
-__all__ = ["ALLOWED_CALLS", "FormulaDesign", "design_from_formula", "new_design"]
+__all__ = [
+    "ALLOWED_CALLS",
+    "FormulaDesign",
+    "design_from_formula",
+    "new_design",
+    "refuse_new_categories",
+    "refuse_stateful",
+]
 
 # Formulaic's own transforms; NumPy functions are allowed as np.<name>.
 ALLOWED_CALLS = frozenset(
@@ -20,6 +27,13 @@ ALLOWED_CALLS = frozenset(
         *("C", "I", "Q", "bs", "cs", "cc", "cr", "center", "scale", "standardize"),
         *("poly", "lag", "hashed", "log", "log2", "log10", "exp", "exp2", "exp10"),
         *("sqrt", "abs", "min", "max"),
+    }
+)
+# Of these, the value in a row depends on other rows.
+_STATEFUL = frozenset(
+    {
+        *("bs", "cs", "cc", "cr", "center", "scale", "standardize", "poly", "lag"),
+        *("min", "max"),
     }
 )
 _MOST_NUMERIC_LEVELS = 20
@@ -47,6 +61,8 @@ class FormulaDesign:
         Rebuilds the design for new data with the same coding.
     kept : (n,) int array
         Positions of the rows used.
+    coding : formulaic.ModelSpecs
+        Rebuilds outcome and design of another block alike.
     """
 
     response: Vector
@@ -54,6 +70,7 @@ class FormulaDesign:
     names: tuple[str, ...]
     specification: Any
     kept: IntVector
+    coding: Any = None
 
 
 def _check_call(node: ast.Call, expression: str) -> None:
@@ -213,6 +230,7 @@ def design_from_formula(
     *,
     na: Literal["raise", "drop"] = "raise",
     unsafe: bool = False,
+    like: Any = None,
 ) -> FormulaDesign:
     """Return the outcome and the design that a formula describes.
 
@@ -225,11 +243,15 @@ def design_from_formula(
         What to do about rows with missing values in the columns used.
     unsafe : bool
         Allow any call in the formula. Never for formulas from strangers.
+    like : formulaic.ModelSpecs, optional
+        `FormulaDesign.coding` of an earlier block of the same table, whose coding of
+        categories is kept.
 
     Raises
     ------
     DataError
-        If a name is unknown, values are missing or infinite, or there are no rows.
+        If a name is unknown, values are missing or infinite, or there are no rows, or
+        a category is new to ``like``.
     ValueError
         If the formula cannot be read or calls what is not allowed.
 
@@ -252,7 +274,11 @@ def design_from_formula(
     table = table.iloc[kept].reset_index(drop=True)
     context = {"np": np}
     try:
-        matrices = model_matrix(parsed, table, na_action="ignore", context=context)
+        if like is None:
+            matrices = model_matrix(parsed, table, na_action="ignore", context=context)
+        else:
+            refuse_new_categories(like, table)
+            matrices = like.get_model_matrix(table, na_action="ignore", context=context)
     except FormulaMaterializationError as error:
         raise DataError(
             f"`formula` {formula!r} cannot be evaluated: {error}"
@@ -262,7 +288,70 @@ def design_from_formula(
     names = tuple(str(name) for name in matrices.rhs.columns)
     for j, name in enumerate(names):
         check_finite(design[:, j], name)
-    return FormulaDesign(response, design, names, matrices.rhs.model_spec, kept)
+    return FormulaDesign(
+        response, design, names, matrices.rhs.model_spec, kept, matrices.model_spec
+    )
+
+
+def refuse_stateful(formula: str) -> None:
+    """Raise where a term of a formula depends on more than its own row.
+
+    Raises
+    ------
+    ValueError
+        Naming the term.
+
+    Examples
+    --------
+    >>> refuse_stateful("y ~ np.log(x) + C(g)")
+    """
+    from formulaic import Formula
+    from formulaic.errors import FormulaSyntaxError
+
+    try:
+        factors = _factors(Formula(formula))
+    except (FormulaSyntaxError, SyntaxError):
+        return  # said by `design_from_formula`
+    for factor in factors:
+        if factor.eval_method.value != "python":
+            continue
+        for node in ast.walk(ast.parse(factor.expr, mode="eval")):
+            called = getattr(node, "func", None)
+            if isinstance(called, ast.Name) and called.id in _STATEFUL:
+                raise ValueError(
+                    f"`formula` has the term {factor.expr!r}, which depends on all "
+                    "rows, and the data are read in blocks; make it a column first."
+                )
+
+
+def refuse_new_categories(coding: Any, table: pd.DataFrame) -> None:
+    """Raise where a table has categories that a coding has not seen.
+
+    Raises
+    ------
+    DataError
+        Naming the factor, the category and its first row.
+    """
+    for part in (coding.lhs, coding.rhs):
+        for factor, (_, state) in part.encoder_state.items():
+            known = state.get("categories")
+            if known is None:
+                continue
+            column = factor if factor in table.columns else factor[2:-1].split(",")[0]
+            if column not in table.columns:
+                raise DataError(
+                    f"`formula` codes the expression {factor!r} as categories, which "
+                    "cannot be checked block by block; make it a column first."
+                )
+            values = table[column]
+            new = np.flatnonzero(~values.isin(list(known)).to_numpy())
+            if len(new):
+                raise DataError(
+                    f"`{column}` has the category {values.iloc[int(new[0])]!r} in row "
+                    f"{int(new[0])}, which the first block lacks. Make it a pandas "
+                    "Categorical with all levels, or let the first block hold every "
+                    "category."
+                )
 
 
 def _response(matrix: pd.DataFrame, formula: str) -> Vector:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from scipy import linalg, special
 
 from eestim._arrays import IntVector, Matrix, Vector, as_float, check_finite
 from eestim._linalg import equilibrated_factor
+from eestim.blocks import block_source
 from eestim.equations import Working, column_of
 from eestim.errors import (
     CapabilityError,
@@ -33,7 +34,15 @@ from eestim.weights import (
     effective_size,
 )
 
-__all__ = ["GeneralizedLinear", "Prediction", "glm", "ols", "with_offset_and_weights"]
+__all__ = [
+    "GeneralizedLinear",
+    "Prediction",
+    "collinear_error",
+    "glm",
+    "ols",
+    "predicted",
+    "with_offset_and_weights",
+]
 
 _SUBSAMPLE_FROM = 50_000  # rows above which the start is found on a subsample
 _SUBSAMPLE_SHARE = 0.01
@@ -328,16 +337,7 @@ class GeneralizedLinear:
         new_data : DataFrame, mapping of columns, or (m, p) array
             Columns named in the formula, or rows of the design.
         """
-        if self.specification is not None:
-            design = new_design(self.specification, new_data)
-        else:
-            design = check_finite(as_float(new_data, "new_data", 2), "new_data")
-        if design.shape[1] != len(self.names):
-            raise DataError(
-                f"`new_data` has {design.shape[1]} columns; the design has "
-                f"{len(self.names)} ({', '.join(self.names[:6])})."
-            )
-        return Prediction(design @ theta, design, self.link)
+        return predicted(self.specification, self.names, self.link, theta, new_data)
 
     def column(self, name: str) -> Any:
         """Return a column of the data by name, one entry a unit."""
@@ -434,7 +434,7 @@ class GeneralizedLinear:
         )
         left = np.abs(np.diag(triangular))
         if (left <= _COLLINEAR).any():
-            raise _collinear(triangular, order, left, size, self.names)
+            raise collinear_error(triangular, order, left, size, self.names)
         inverse = linalg.solve_triangular(triangular, np.eye(len(left))) * np.sqrt(n)
         transform = np.empty_like(inverse)
         transform[order] = inverse
@@ -473,6 +473,32 @@ class GeneralizedLinear:
             )
 
 
+def predicted(
+    specification: Any,
+    names: Sequence[str],
+    link: Link,
+    theta: Vector,
+    new_data: Any,
+) -> Prediction:
+    """Return the linear predictor and its derivative at new rows.
+
+    Raises
+    ------
+    DataError
+        If columns are missing, or rows do not have one entry a parameter.
+    """
+    if specification is not None:
+        design = new_design(specification, new_data)
+    else:
+        design = check_finite(as_float(new_data, "new_data", 2), "new_data")
+    if design.shape[1] != len(names):
+        raise DataError(
+            f"`new_data` has {design.shape[1]} columns; the design has "
+            f"{len(names)} ({', '.join(names[:6])})."
+        )
+    return Prediction(design @ theta, design, link)
+
+
 def _by_index(values: "pd.Series[Any]", index: Any) -> Any:
     if values.index.equals(index):
         return values
@@ -481,9 +507,10 @@ def _by_index(values: "pd.Series[Any]", index: Any) -> Any:
     return values
 
 
-def _collinear(
+def collinear_error(
     triangular: Any, order: Any, left: Any, size: Any, names: Sequence[str]
 ) -> IdentificationError:
+    """Return what to raise for a pivoted triangular factor that is singular."""
     rank = int((left > _COLLINEAR).sum())
     sentences = []
     for j in range(rank, len(names)):
@@ -551,8 +578,10 @@ def glm(
     ----------
     formula : str, or (n,) array
         A formula such as ``"y ~ x + C(g)"``, or the outcome itself.
-    data : DataFrame or mapping, or (n, p) array
-        The table of the formula, or the design (no intercept is added).
+    data : DataFrame or mapping, (n, p) array, or block source
+        The table of the formula, or the design (no intercept is added). A path of a
+        Parquet file or folder, a Dask DataFrame, or a function that returns an iterator
+        of DataFrames is read in blocks, in bounded memory (`eestim.models.streamed`).
     family : {"gaussian", "binomial", "poisson"}
     link : str, optional
         The canonical link by default.
@@ -580,6 +609,22 @@ def glm(
     >>> glm("y ~ x", table, family="binomial").names
     ('Intercept', 'x')
     """
+    source = None if not isinstance(formula, str) else block_source(data)
+    if source is not None:
+        from eestim.models.streamed import streamed_glm  # which builds these blocks
+
+        streamed = streamed_glm(
+            formula,
+            source,
+            family=family,
+            link=link,
+            offset=offset,
+            exposure=exposure,
+            weights=weights,
+            na=na,
+            unsafe=unsafe,
+        )
+        return cast(GeneralizedLinear, streamed)
     chosen, used_link = family_and_link(family, link)
     specification: Any = None
     kept: IntVector | None = None

@@ -9,7 +9,7 @@ from eestim._arrays import Matrix, Vector
 from eestim.errors import SeparationError
 from eestim.roots import Root
 
-__all__ = ["check_separation", "separating_direction"]
+__all__ = ["check_separation", "separating_direction", "separation_rows"]
 
 _EXTREME = 12.0  # linear predictor: a fitted probability within 6e-6 of 0 or 1
 _PROGRAM_ROWS = 20_000
@@ -119,6 +119,29 @@ def _program(
     # Poisson: X b = 0 where y > 0 means b is orthogonal to their row space.
     gram = design[~zero].T @ design[~zero]
     return _unique(-design[zero]), gram
+
+
+def separation_rows(
+    design: Matrix, response: Vector, family: str
+) -> tuple[Matrix, Matrix]:
+    """Return rows c with ``c'b >= 0`` and the Gram matrix of those with ``c'b = 0``.
+
+    Their separating directions b are those of the data; both add up over blocks.
+
+    Parameters
+    ----------
+    design : (n, p) array
+    response : (n,) array
+    family : {"binomial", "poisson"}
+    """
+    if family == "binomial":
+        inner = (response > 0) & (response < 1)
+        signs = np.where(response > 0.5, 1.0, -1.0)
+        rows = (signs[:, None] * design)[~inner]
+    else:
+        inner = response != 0
+        rows = -design[~inner]
+    return rows, design[inner].T @ design[inner]
 
 
 def _unique(rows: Matrix) -> Matrix:
