@@ -31,7 +31,7 @@ import pandas as pd
 from scipy import special
 
 import eestim as ee
-from eestim.simulate import Progress, Results, Study, Under, Variants
+from eestim.simulate import Progress, Results, Study, Under, Variants, read_results
 
 SEED = 20260101
 LEVEL = 0.95
@@ -513,6 +513,9 @@ def run(options: argparse.Namespace, scenario: Scenario) -> pd.DataFrame:
     found = []
     for name, study, count in studies(options, scenario):
         store = None if options.store is None else options.store / name
+        if options.read:
+            found.append(coverage_of(read_results(store)))
+            continue
         results = study.run(count, SEED, options.jobs, store, progress=Clock(name))
         found.append(coverage_of(results))
     return pd.concat(found, ignore_index=True)
@@ -576,12 +579,30 @@ def markdown(table: pd.DataFrame, recommended: str) -> str:
     return "\n".join([head, line, *rows])
 
 
-def page(tables: dict[str, pd.DataFrame], options: argparse.Namespace) -> str:
+def replicated_in(scenario: Scenario, found: dict[str, pd.DataFrame]) -> str:
+    """Return how many replications there were, for each part and n."""
+    table, parts = found[scenario.name], {m.label: m.part for m in scenario.methods}
+    part = table["method"].map(parts).fillna("direct")
+    tried = (table["n_used"] / (1.0 - table["failed"])).groupby([part, table["n"]])
+    words = []
+    for name, text in {
+        "direct": "",
+        "search": " of methods that search or refit",
+    }.items():
+        if name in set(part):
+            counts = tried.max()[name].round().astype(int)
+            each = ", ".join(f"{count:,} at n = {n}" for n, count in counts.items())
+            same = counts.nunique() == 1
+            words.append((f"{counts.iloc[0]:,}" if same else each) + text)
+    return f"Replications: {'; '.join(words)}."
+
+
+def page(tables: dict[str, pd.DataFrame], found: dict[str, pd.DataFrame]) -> str:
     """Return the page of the documentation."""
     parts = [
         "# Which interval to use when",
         "Coverage of nominal 95% intervals, with Monte Carlo standard errors in "
-        f"brackets: {options.replications:,} replications of each. Failures are "
+        "brackets; the replications behind them are under each table. Failures are "
         "counted beside the error; "
         "coverage is then that of the replications that gave an interval. The method "
         "in bold is the one to use; statsmodels is beside it.",
@@ -592,7 +613,7 @@ def page(tables: dict[str, pd.DataFrame], options: argparse.Namespace) -> str:
     parts.append("\n".join(f"- {one.title}: use {one.use}" for one in shown))
     for one in shown:
         table = markdown(tables[one.name], one.recommended)
-        parts += [f"## {one.title}", one.about, table]
+        parts += [f"## {one.title}", one.about, table, replicated_in(one, found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -695,6 +716,7 @@ def main() -> None:
     parser.add_argument("--replications", type=int)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of scenarios")
+    parser.add_argument("--read", action="store_true", help="show what is stored")
     parser.add_argument("--part", nargs="*", default=["direct", "search"])
     parser.add_argument("--store", type=Path, help="folder that keeps the results")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
@@ -720,7 +742,7 @@ def main() -> None:
         print(f"\n{scenario.title}\n{tables[scenario.name].to_string()}\n", flush=True)
     wrong = claims(found) if tables else []
     if options.write:
-        PAGE.write_text(page(tables, options), encoding="utf-8")
+        PAGE.write_text(page(tables, found), encoding="utf-8")
         print(f"wrote {PAGE}")
     sys.exit(1 if wrong else 0)
 

@@ -63,6 +63,17 @@ def _bandwidth(kernel: str, lags: Any, bandwidth: float | None, n_times: int) ->
     return lags_to_bandwidth(kernel, checked_lags(lags, n_times))
 
 
+def _described(kernel: str, chosen: float, lags: Any, bandwidth: float | None) -> str:
+    """Return the kernel, the bandwidth, and the rule that it comes from.
+
+    >>> _described("bartlett", 4.0, None, None)
+    'bartlett, bandwidth 4, lags by newey-west-1987'
+    """
+    is_rule = bandwidth is None and (lags is None or isinstance(lags, str))
+    by = f", lags by {lags or 'newey-west-1987'}" if is_rule else ""
+    return f"{kernel}, bandwidth {chosen:.6g}{by}"
+
+
 @dataclass(frozen=True, slots=True)
 class DriscollKraay:
     r"""The sandwich for panels with dependence across units and over time.
@@ -136,7 +147,8 @@ class DriscollKraay:
         factor = degrees_factor(n, k, "DriscollKraay") if self.adjust else 1.0
         meat = driscoll_kraay_sum(psi, codes, weights) * (factor / equation.n_units)
         matrix = equation_sandwich(equation, equation.sensitivity(root.theta), meat)
-        rule = f"Driscoll-Kraay ({name}, bandwidth {bandwidth:.6g})"
+        chosen = _described(name, bandwidth, self.lags, self.bandwidth)
+        rule = f"Driscoll-Kraay ({chosen})"
         refuse_negative(matrix, tuple(equation.names), rule, _NOT_POSITIVE)
         return Covariance(
             matrix,
@@ -235,7 +247,8 @@ class PanelHAC:
         factor = degrees_factor(n, k, "PanelHAC") if self.adjust else 1.0
         meat = panel_hac_sum(psi, units, times, weights) * (factor / equation.n_units)
         matrix = equation_sandwich(equation, equation.sensitivity(root.theta), meat)
-        rule = f"panel HAC ({name}, bandwidth {bandwidth:.6g})"
+        chosen = _described(name, bandwidth, self.lags, self.bandwidth)
+        rule = f"panel HAC ({chosen})"
         refuse_negative(matrix, tuple(equation.names), rule, _NOT_POSITIVE)
         return Covariance(
             matrix,
