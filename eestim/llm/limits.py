@@ -15,6 +15,7 @@ __all__ = [
     "check_base",
     "check_context",
     "check_device",
+    "check_independence",
     "check_memory",
     "check_site",
     "check_tokenizer",
@@ -141,6 +142,16 @@ def check_device(device: str | torch.device) -> torch.device:
             f"{torch.cuda.device_count()} GPUs, from cuda:0."
         )
     return found
+
+
+def check_independence(model: nn.Module, needed: int) -> None:
+    """Refuse dependent draws where an equation needs `needed` > 1 independent ones."""
+    if needed > 1 and not getattr(model, "independent_draws", True):
+        perturbation = getattr(model, "perturbation", model)
+        raise ValueError(
+            f"`equation` needs {needed} independent draws, but those of {perturbation} "
+            "depend on one another and would bias it; train with NoiseAveraged()."
+        )
 
 
 def check_memory(draws: int, like: Tensor, vocabulary: int) -> None:

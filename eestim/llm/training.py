@@ -25,6 +25,7 @@ from eestim.llm.checkpoints import CHECKPOINT, State, fingerprint, update_averag
 from eestim.llm.documents import Documents
 from eestim.llm.equations import Split
 from eestim.llm.heads import has_hidden
+from eestim.llm.limits import check_independence
 from eestim.llm.protocols import IntArray, Units, check_model, split_parameters
 from eestim.llm.randomness import refuse_shared_draws, rows_of_step, step_generator
 from eestim.llm.recipe import Fit, Recipe, StepReport
@@ -138,6 +139,7 @@ def fit(
     """
     check_model(model)
     check_draws(equation, draws)
+    check_independence(model, equation.smallest_draws)
     units = as_units(model, documents, context, packed=packed)
     look = None if held_out is None else as_units(model, held_out, context)
     if look is not None:

@@ -22,7 +22,7 @@ from eestim.llm.baselines import (
     with_soft_prompt,
 )
 from eestim.llm.batches import pack
-from eestim.llm.equations import NoiseAveraged
+from eestim.llm.equations import Brier, NoiseAveraged
 from eestim.llm.perturbations import LowRank
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.training import fit
@@ -351,6 +351,8 @@ def test_pairs_of_opposite_signs_are_no_independent_draws():
     model = LatentPrefixLM(byte(), SymNoise(WIDTH, length=CONTEXT))
     assert not model.independent_draws
     assert LatentPrefixLM(byte(), NOISES[0]).independent_draws
+    with pytest.raises(ValueError, match="depend on one another and would bias it"):
+        fit(model, Rows(ids(4, 8)), Brier(), draws=2, steps=1)
     with pytest.raises(ValueError, match="set an even number, or 1"):
         model.draw_logits(ids(), 3, seeded(0))
 
