@@ -109,7 +109,8 @@ def influence(cases: Any) -> Any:
 def maxt(cases: Any) -> Any:
     """The reference's critical value is exceeded with probability .04995, not .05.
 
-    By quadrature on a grid the value is 2.0362; R stops its root search at 2.0367.
+    By quadrature on a grid, and by simulation (tests/inference/test_simultaneous.py),
+    the value is 2.0362; R stops its search at 2.0367, from randomised quadrature.
     """
     extra = cases.case("maxt_publicschools_HC3")["extra"]
     fit = ee.estimate(publicschools(cases), ee.HC(3))
@@ -125,6 +126,7 @@ def maxt(cases: Any) -> Any:
 
 @row("maxz_logit_petersen")
 def maxz(cases: Any) -> Any:
+    """The reference comes from randomised quadrature."""
     extra = cases.case("maxz_logit_petersen")["extra"]
     fit = ee.estimate(logit_petersen(cases), ee.ModelBased())
     bands = fit.interval(simultaneous="sup-t")
@@ -254,19 +256,21 @@ def _chick_case(kind: str) -> Row:
         extra = cases.case(f"ols_chick_{kind}")["extra"]
         return {
             "estimate": (fit, None),
-            "dof, 1e-6": (fit.dof, extra["df_Satterthwaite"]),
+            "dof": (fit.dof, extra["df_Satterthwaite"]),
         }
 
     return compute
 
 
 def _chick_logit(kind: str) -> Row:
-    """R's glm leaves the weights of the last step but one in its bread: 1.8e-8 off.
-
-    tests/covariance/test_clustered.py repeats that step and agrees to 1e-10.
-    """
-
     def compute(cases: Any) -> Any:
+        """The derivative of R's glm is one scoring step behind its estimates.
+
+        `glm` keeps the weights of its last step, which were computed before that step.
+        Repeating the steps and taking A where R does (in
+        tests/covariance/test_clustered.py) agrees to 1e-10; at the root itself the
+        covariance is 1.8e-8 away.
+        """
         equation = ee.glm("b ~ Time + C(Diet)", chick(cases), family="binomial")
         fit = ee.estimate(
             equation, ee.Clustered("Chick", kind=kind, dof="satterthwaite")
@@ -274,7 +278,7 @@ def _chick_logit(kind: str) -> Row:
         extra = cases.case(f"logit_chick_{kind}")["extra"]
         return {
             "estimate, 3e-8": (fit, None),
-            "dof, 1e-6": (fit.dof, extra["df_Satterthwaite"]),
+            "dof": (fit.dof, extra["df_Satterthwaite"]),
         }
 
     return compute
@@ -411,6 +415,7 @@ for name in (
 
 @row("profile_ci_birthwt")
 def profile(cases: Any) -> Any:
+    """R interpolates the profile by a spline between a dozen values."""
     extra = cases.case("profile_ci_birthwt")["extra"]
     bounds = ee.estimate(birthwt_logit(cases)).interval(method=ee.Profile())
     return {
@@ -421,7 +426,12 @@ def profile(cases: Any) -> Any:
 
 @row("score_lr_birthwt")
 def score_and_ratio(cases: Any) -> Any:
-    """R's covariance and score keep the weights of the last step but one (1.8e-7)."""
+    """The weights in R's covariance and score are those of the last step but one.
+
+    The estimates and the likelihood ratio, which do not depend on them, agree to
+    rounding; tests/inference/test_score_tests.py computes Rao's score from its formula
+    and agrees to 1e-9.
+    """
     extra = cases.case("score_lr_birthwt")["extra"]
     fit = ee.estimate(birthwt_logit(cases), ee.ModelBased())
     tested = ["age", "ht"]
@@ -462,7 +472,10 @@ def quadratic_spectral(cases: Any) -> Any:
 
 @row("sm_quantreg_stackloss")
 def median(cases: Any) -> Any:
-    """statsmodels stops at 1e-6 of the exact solution of the linear program."""
+    """statsmodels iterates weights and stops within 1e-6 of the solution.
+
+    Here it is the vertex of the linear program, exact to rounding.
+    """
     data = cases.frame("stackloss.csv")
     X = np.column_stack([np.ones(len(data)), data.iloc[:, :3]])
     y = data.iloc[:, 3].to_numpy()
