@@ -22,7 +22,8 @@ class Case:
     name: str
     build: Callable[[pd.DataFrame], Any]
     theta: Callable[[Any], np.ndarray]
-    is_additive: bool = True  # psi of a row does not depend on the other rows
+    is_additive: bool = True  # psi and A of some rows are their part of the whole
+    is_smooth: bool = True  # psi does not jump
 
     def __str__(self) -> str:
         return self.name
@@ -128,6 +129,18 @@ CASES = [
     Case("user logistic, torch", torch_equation, near),
     Case("stack", propensity, near),
     Case("huber", lambda d: ee.models.huber("y ~ x", d), near),
-    Case("quantile", lambda d: ee.models.quantile("y ~ x", d, tau=0.3), near),
-    Case("lad", lambda d: ee.models.lad("y", d), near),
+    Case(
+        "quantile",
+        lambda d: ee.models.quantile("y ~ x", d, tau=0.3),
+        near,
+        is_additive=False,
+        is_smooth=False,
+    ),
+    Case(
+        "lad",
+        lambda d: ee.models.lad("y", d),
+        near,
+        is_additive=False,
+        is_smooth=False,
+    ),
 ]

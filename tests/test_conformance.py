@@ -12,13 +12,15 @@ def data():
 
 
 @CASES
-def test_shapes_and_dtypes(case, data):
-    equation = case.build(data)
-    conformance.check_shapes(equation, case.theta(equation))
+def test_contract(case, data):
+    held = conformance.check_contract(case.build, data)
+    assert {"shapes", "no memory", "derivative", "capabilities"} <= held
 
 
 @CASES
-def test_sensitivity_against_central_differences(case, data):
+def test_sensitivity_against_plain_central_differences(case, data):
+    if not case.is_smooth:
+        pytest.skip("psi jumps: its sensitivity is an estimate of a density")
     equation = case.build(data)
     conformance.check_sensitivity(equation, case.theta(equation))
 
@@ -30,28 +32,11 @@ def test_streamed_moments_against_whole(case, data):
 
 
 @CASES
-def test_estimate_is_invariant_to_row_order(case, data, rng):
-    conformance.check_row_order(case.build, data, rng)
-
-
-@CASES
 def test_moments_merge_over_a_random_partition(case, data, rng):
     if not case.is_additive:
-        pytest.skip("rows of one unit may fall into different parts")
+        pytest.skip("psi or A of a part is not that part of the whole")
     equation = case.build(data)
     conformance.check_merging(case.build, data, case.theta(equation), rng)
-
-
-@CASES
-def test_linear_change_of_parameters(case, data, rng):
-    conformance.check_linear_equivariance(case.build(data), rng)
-
-
-@CASES
-def test_duplicated_data_halve_the_covariance(case, data):
-    if not case.is_additive:
-        pytest.skip("duplicated rows join the same units")
-    conformance.check_duplication(case.build, data)
 
 
 def test_a_wrong_sensitivity_is_caught(data):
