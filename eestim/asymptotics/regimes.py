@@ -101,6 +101,9 @@ def regime(fit: Any, theta: Any = None) -> Regime:
     'many-covariate'
     """
     equation = getattr(fit, "equation", fit)
+    free = [f for f in _findings(fit) if f.name == "free direction"]
+    if free and theta is None:
+        return _of_functionals(fit, free)
     if theta is None:
         theta = getattr(fit, "theta", None)
     if theta is None:
@@ -121,7 +124,8 @@ def regime(fit: Any, theta: Any = None) -> Regime:
     if report.rank < len(at) or report.is_ambiguous:
         return Regime("rank-deficient", *counts, *_deficient(report), ())
     if counts[3] <= CLASSICAL_ASPECT:
-        return Regime("classical", *counts, *_classical(counts[3]), ())
+        words = _classical(counts[3], isinstance(equation, Evaluated))
+        return Regime("classical", *counts, *words, ())
     return _crowded(equation, at, counts)
 
 
@@ -134,9 +138,34 @@ _INTERPOLATING = (
 )
 
 
-def _classical(aspect: float) -> tuple[str, str, str, str]:
+def _findings(fit: Any) -> tuple[Finding, ...]:
+    return tuple(getattr(getattr(fit, "spread", None), "findings", ()))
+
+
+def _of_functionals(fit: Any, free: list[Finding]) -> Regime:
+    """Return the regime of the equation that estimable functionals come from."""
+    rank, count = int(free[0].value or 0), int(free[0].threshold or 0)
+    directions = "; ".join(finding.meaning for finding in free[:3])
+    return Regime(
+        "rank-deficient",
+        int(fit.n_units),
+        count,
+        rank,
+        count / fit.n_units,
+        f"A of the equation behind these values has rank {rank} of {count}: "
+        f"{directions}",
+        "these functionals, which are constant along the free directions.",
+        "standard errors of single coefficients that take part in a free direction.",
+        "check other starts with `invariance_over_roots`.",
+        (),
+    )
+
+
+def _classical(aspect: float, is_tabulated: bool) -> tuple[str, str, str, str]:
+    values = "values tabulated here" if is_tabulated else "parameters"
+    behind = " Of the equation behind them nothing is known." if is_tabulated else ""
     return (
-        f"A has full rank and parameters are {aspect:.2%} of the units.",
+        f"A has full rank and {values} are {aspect:.2%} of the units.{behind}",
         "estimates with their sandwich, Wald and score tests.",
         "nothing.",
         "no change needed.",
@@ -193,10 +222,6 @@ def _crowded(
     aspect = counts[3]
     reason = f"parameters are {aspect:.1%} of the units."
     findings = _assumptions(equation, theta)
-    resampling = (
-        "the pairs bootstrap and jackknife (too wide) and the residual bootstrap "
-    )
-    resampling += "(too short), whose errors grow with p/n"
     if family == "gaussian" and link == "identity":
         words = (
             reason,
@@ -217,6 +242,8 @@ def _crowded(
             "`adjusted_fit(fit)`, if the design is Gaussian-like.",
         )
         return Regime("proportional", *counts, *words, findings)
+    if aspect >= 1.0:
+        return Regime("proportional", *counts, *_beyond(reason), findings)
     words = (
         reason,
         "estimates, with tests by held-out data.",
@@ -225,6 +252,19 @@ def _crowded(
         "a penalty with `df_debiased`.",
     )
     return Regime("proportional", *counts, *words, findings)
+
+
+def _beyond(reason: str) -> tuple[str, str, str, str]:
+    """Return the words for a penalised root with more parameters than units."""
+    return (
+        f"{reason} Only a penalty makes A regular, and biases what it identifies.",
+        "functionals in the span of the data, with the bias of the penalty stated "
+        "apart.",
+        "sandwich intervals of single coefficients: they leave that bias out (a ridge "
+        f"fit covered 7% to 80% in place of 95%); {_RESAMPLING}.",
+        "`df_debiased` or `debiased_ridge` for coefficients of a convex penalty, "
+        "`linearised_prediction` for predictions.",
+    )
 
 
 def _assumptions(equation: Any, theta: Vector) -> tuple[Finding, ...]:

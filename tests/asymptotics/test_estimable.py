@@ -152,11 +152,23 @@ def test_redundant_softmax_agrees_with_the_reference_category_coding():
         functional_covariance(A, M, np.eye(12)[5], n)
 
 
-def test_property_38_contributions_vanish_along_orbit_tangents():
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_property_38_contributions_vanish_along_orbit_tangents(seed):
+    """At any point of a symmetric M-estimation, not only at the root."""
     psi, A, _ = redundant_softmax()
     null = rank_report(A).null_space
     assert null.shape == (12, 3)
     assert np.abs(psi @ null).max() < 1e-12
+    product, sensitivity, slopes = product_problem(seed)
+    a = np.random.default_rng(seed).uniform(0.3, 3.0)
+    theta = np.array([a, slopes[0] / a, slopes[1]])
+    tangent = np.array([theta[0], -theta[1], 0.0])  # of (ta, b / t, c)
+    rows = product(theta)
+    assert np.abs(rows @ tangent).max() < 1e-11 * np.abs(rows).max()
+    assert np.abs(sensitivity(theta) @ tangent).max() < 1e-9
+    wrong = rows @ np.array([theta[0], theta[1], 0.0])  # negative control
+    assert np.abs(wrong).max() > 1e-3
 
 
 def product_problem(seed: int):

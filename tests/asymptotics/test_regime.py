@@ -209,3 +209,31 @@ def test_gaussian_leverage_spread_matches_its_formula_by_simulation():
         design_findings(rng.standard_normal((400, p)))[1].value for p in (40, 120, 200)
     ]
     np.testing.assert_allclose(ratios, 1.0, rtol=0.15)
+
+
+def test_estimable_functionals_tell_the_regime_of_their_equation(product_data):
+    """The 1 by 1 table of a functional has full rank; what it came from has not."""
+    fit = estimable(product_equation(product_data), product, names=["ab"])
+    found = fit.regime()
+    assert (found.name, found.rank, found.n_parameters) == ("rank-deficient", 2, 3)
+    assert "*a" in found.reason and "constant along" in found.reported
+    x, y = product_data["x"], product_data["y"]
+    plain = ee.estimate(ee.ols(y, np.column_stack([x, x**2])))
+    derived = plain.functional(lambda theta: theta[0] / theta[1]).regime()
+    assert derived.name == "classical"  # negative control
+    assert "behind them nothing is known" in derived.reason
+
+
+def test_penalised_root_beyond_n_is_told_its_bias():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((20, 50)), rng.standard_normal(20)
+
+    def ridge(theta, data):
+        residual = data["y"] - data["X"] @ theta
+        return residual[:, None] * data["X"] - 0.25 * theta
+
+    fit = ee.estimate(ee.equation(ridge, {"X": X, "y": y}, np.zeros(50)))
+    found = fit.regime()
+    assert found.name == "proportional" and found.aspect == 2.5
+    assert "bias" in found.reported and "`df_debiased`" in found.instead
+    assert "df_adjusted_sandwich" not in str(found)  # it needs p < n
