@@ -78,9 +78,7 @@ def unit_generators(
 
 def takes_rows(model: nn.Module) -> bool:
     """Whether all of a model's draws go through `standard_normal`."""
-    if not isinstance(model, LatentPrefixLM):
-        return False
-    return not hasattr(model.perturbation, "noise")  # discrete noise draws otherwise
+    return isinstance(model, LatentPrefixLM)
 
 
 @torch.no_grad()

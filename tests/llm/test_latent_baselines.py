@@ -8,6 +8,7 @@ from latent_families import CONTEXT, FAMILIES, WIDTH, byte, ids, llama, seeded
 
 from eestim.errors import CapabilityError
 from eestim.llm import baselines
+from eestim.llm.averaging import RowGenerators
 from eestim.llm.baselines import (
     Deletion,
     EmbeddingDropout,
@@ -153,6 +154,15 @@ def test_units_share_no_draws(change):
     assert abs(hit.mean() - 0.3) < 4 * math.sqrt(0.21 / hit.numel())
     same = torch.corrcoef(torch.stack([a, a]))[0, 1]  # negative control
     assert same > 0.99
+
+
+@every_change
+def test_a_row_with_its_own_generator_is_changed_alike_in_any_batch(change):
+    model = LatentPrefixLM(byte(), change)
+    both = model.draw_logits(ids(2), 4, RowGenerators([seeded(1), seeded(2)]))
+    second = model.draw_logits(ids(2)[1:], 4, RowGenerators([seeded(2)]))
+    torch.testing.assert_close(both[:, 1:], second)
+    assert (both[:, :1] - second).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", [Deletion, Swap, Insertion, Neighbours])
