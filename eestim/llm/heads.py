@@ -64,6 +64,7 @@ def fused_losses(
     *,
     outside: tuple[Tensor, Linear] | None = None,
     kept: int | None = None,
+    wanted: tuple[bool, ...] | None = None,
     chunk_bytes: int = _CHUNK_BYTES,
 ) -> Tensor:
     """Return the losses of an equation without ever holding all logits.
@@ -82,6 +83,8 @@ def fused_losses(
         Hidden states and head of an older copy of the model, for weights.
     kept : int, optional
         Divisor of the losses; by default the number of positions with a target.
+    wanted : tuple of bool, optional
+        Which of the losses will be differentiated; by default all.
     chunk_bytes : int
         Size of the logits of one chunk.
 
@@ -113,7 +116,15 @@ def fused_losses(
         older = flat if rows is None else flat[:, rows], outside[1]
     parts = equation_pair(equation)
     made = _Fused.apply(  # type: ignore[no-untyped-call]
-        states, head.weight, head.bias, observed, parts, older, kept, chunk_bytes
+        states,
+        head.weight,
+        head.bias,
+        observed,
+        parts,
+        (True,) * len(parts) if wanted is None else wanted,
+        older,
+        kept,
+        chunk_bytes,
     )
     return cast(Tensor, made)
 
@@ -141,13 +152,14 @@ class _Fused(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         parts: tuple[LatentEquation, ...],
+        wanted: tuple[bool, ...],
         outside: tuple[Tensor, Linear] | None,
         kept: int,
         chunk_bytes: int,
     ) -> Tensor:
         """Return the losses, (number of parts,)."""
-        wanted = ctx.needs_input_grad[:3]
-        work = _Work(hidden, weight, bias, parts, wanted, 1.0 / kept)
+        leaves = ctx.needs_input_grad[:3]
+        work = _Work(hidden, weight, bias, parts, wanted, leaves, 1.0 / kept)
         losses = torch.zeros(len(parts), dtype=torch.float64)
         n_positions = len(targets)
         size = positions_in(chunk_bytes, hidden, weight)
@@ -166,7 +178,7 @@ class _Fused(torch.autograd.Function):
         """Return the kept gradients times those of the losses; each is kept once."""
         scales = slope.double().tolist()
         of_hidden, of_weight, of_bias = ctx.work.hand_over(scales)
-        return of_hidden, of_weight, of_bias, None, None, None, None, None
+        return of_hidden, of_weight, of_bias, None, None, None, None, None, None
 
 
 class _Work:
@@ -178,7 +190,8 @@ class _Work:
         weight: Tensor,
         bias: Tensor | None,
         parts: tuple[LatentEquation, ...],
-        wanted: tuple[bool, bool, bool],
+        wanted: tuple[bool, ...],
+        leaves: tuple[bool, bool, bool],
         scale: float,
     ) -> None:
         self.scale = scale
@@ -189,14 +202,18 @@ class _Work:
             weight.detach().to(self.dtype), None if bias is None else bias.detach()
         )
         self.of_hidden: list[Tensor | None] = (
-            [torch.empty_like(hidden) for _ in parts] if wanted[0] else []
+            [torch.empty_like(hidden) if w else None for w in wanted]
+            if leaves[0]
+            else []
         )
         self.of_weight = (
-            torch.zeros_like(weight, dtype=self.loss_dtype) if wanted[1] else None
+            torch.zeros_like(weight, dtype=self.loss_dtype)
+            if leaves[1] and wanted[0]
+            else None
         )
         self.of_bias = (
             torch.zeros_like(bias, dtype=self.loss_dtype)
-            if bias is not None and wanted[2]
+            if bias is not None and leaves[2] and wanted[0]
             else None
         )
 
@@ -211,8 +228,10 @@ class _Work:
             some = slice(begin, begin + step)
             piece = logits[:, some].contiguous()
             outside = None if older is None else older[:, some]
-            for number in reversed(range(len(self.parts))):
-                value, slope = self.parts[number].slope(piece, targets[some], outside)
+            for number in reversed(range(len(self.parts))):  # 0 overwrites the logits
+                part = self.parts[number]
+                weights = None if part.lagged is None else outside
+                value, slope = part.slope(piece, targets[some], weights)
                 values[number] += value.double().sum().cpu()
                 torch.mul(slope, self.scale, out=slopes[number][:, some])
         for number, slope in enumerate(slopes):
@@ -224,8 +243,8 @@ class _Work:
         flat = slope.flatten(0, 1)
         if self.of_hidden:
             kept = self.of_hidden[number]
-            assert kept is not None  # handed over only after the last chunk
-            kept[:, here] = (flat @ self.head.weight).view(states.shape)
+            if kept is not None:
+                kept[:, here] = (flat @ self.head.weight).view(states.shape)
         if number > 0:  # the head belongs to the base
             return
         if self.of_weight is not None:
@@ -265,8 +284,8 @@ def _times(gradient: Tensor | None, scale: float) -> Tensor:
     """Return a kept gradient times a scale, without a copy where that is 1."""
     if gradient is None:
         raise RuntimeError(
-            "a fused loss gives its gradient once; compute `fused_losses` again to "
-            "differentiate it again."
+            "a fused loss gives its gradient once, and only where it is `wanted`; "
+            "compute `fused_losses` again to differentiate it."
         )
     return gradient if scale == 1.0 else gradient * scale
 

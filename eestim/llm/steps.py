@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from eestim.errors import DataError
 from eestim.llm.checkpoints import State
+from eestim.llm.equations import Split
 from eestim.llm.heads import Linear, equation_pair, fused_losses, head_of
 from eestim.llm.protocols import IntArray, Units
 from eestim.llm.randomness import unit_generators
@@ -199,8 +200,17 @@ def losses_of(
             logits = model.draw_logits(batch, draws, generator)  # type: ignore[operator]
             return _plain_losses(equation, logits, targets, kept, older)
         hidden = model.draw_hidden(batch, draws, generator)  # type: ignore[operator]
+        wanted = None
+        if isinstance(equation, Split):
+            wanted = bool(state.base), bool(state.perturbation)
         return fused_losses(
-            equation, hidden, head_of(model), targets, outside=older, kept=kept
+            equation,
+            hidden,
+            head_of(model),
+            targets,
+            outside=older,
+            kept=kept,
+            wanted=wanted,
         )
 
 

@@ -101,6 +101,18 @@ def test_the_perturbations_part_of_a_split_leaves_the_head_alone():
     assert found == (None, None)
 
 
+def test_a_loss_that_is_not_wanted_costs_no_product_and_changes_nothing():
+    hidden, weight, _, targets = problem(torch.float64)
+    equation = Split(NoiseAveraged(), Brier())
+    both = fused_losses(equation, hidden, Linear(weight), targets)
+    one = fused_losses(equation, hidden, Linear(weight), targets, wanted=(False, True))
+    assert torch.equal(both, one)
+    expected = torch.autograd.grad(both[1], hidden)[0]
+    assert torch.equal(torch.autograd.grad(one[1], hidden)[0], expected)
+    with pytest.raises(RuntimeError, match="gives its gradient once"):
+        torch.autograd.grad(one[0], hidden)
+
+
 def test_no_tensor_of_all_logits_is_made():
     """Every tensor that torch allocates inside the head is seen by a dispatch mode."""
     from torch.utils._python_dispatch import TorchDispatchMode
