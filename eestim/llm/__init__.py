@@ -26,8 +26,10 @@ from eestim.llm.equations import (
     Split,
 )
 from eestim.llm.evaluation import Evaluation, evaluate
+from eestim.llm.functionals import log_loss, probability
 from eestim.llm.inference import infer, squared_size
 from eestim.llm.levels import MLMC
+from eestim.llm.null_test import no_perturbation
 from eestim.llm.perturbations import (
     Additive,
     ContextAttention,
@@ -80,8 +82,11 @@ __all__ = [
     "evaluate",
     "fit",
     "infer",
+    "log_loss",
+    "no_perturbation",
     "over_seeds",
     "pack",
+    "probability",
     "scores",
     "sensitivity",
     "squared_size",

@@ -19,20 +19,27 @@ from torch import Tensor, nn
 
 from eestim.covariance.base import sensitivity_factor
 from eestim.equations import Evaluated
-from eestim.errors import IdentificationError, InferenceError
+from eestim.errors import (
+    IdentificationError,
+    InferenceError,
+    InterpolationError,
+)
 from eestim.estimation import Estimate, estimate
 from eestim.findings import Finding
+from eestim.llm.matrix_free import Influence, influence, latent_operators
 from eestim.llm.perturbations import Perturbation
-from eestim.llm.scores import Which, chosen, parameter_names, score_sets
-from eestim.llm.sensitivities import sensitivity
+from eestim.llm.scores import Which, chosen, name_at, parameter_names, score_sets
+from eestim.llm.sensitivities import MOST_DENSE, check_dense, sensitivity
 from eestim.llm.surrogates import LatentEquation
+from eestim.llm.variance_split import split_variance
 from eestim.roots import Root, Status
 
 __all__ = ["infer", "squared_size"]
 
 Array = npt.NDArray[np.float64]
-_PASSES_OF_A = 4  # A has one limit for any number of draws; few make it noisy
 _VARIES = 1e-4  # share of a gradient along free directions that rounding explains
+_SOLVE_WARNED = 0.01  # of the standard error
+_NO_SPREAD = 1e-12  # spread of influences relative to their size
 
 
 def squared_size(model: nn.Module) -> Tensor:
@@ -57,9 +64,14 @@ def infer(
     equation: LatentEquation | None = None,
     *,
     draws: int = 8,
-    passes: int = 2,
+    passes: float = 1,
+    sets: int = 4,
     parameters: Which = "perturbation",
     kind: Literal["observed", "expected"] = "observed",
+    method: Literal["auto", "dense", "matrix-free"] = "auto",
+    ridge: float = 0.0,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
     names: tuple[str, ...] | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -67,7 +79,8 @@ def infer(
     r"""Return an estimate of a functional of the parameters with its sandwich.
 
     .. math::
-        A^\top c = \nabla h, \qquad se^2 = \frac{1}{n^2} \sum_i (c^\top \psi_i)^2
+        A^\top c = \nabla h, \qquad
+        se^2 = \frac1n c^\top \Big(M_\infty + \frac{M_1 - M_\infty}{E}\Big) c
 
     with psi centred, because stochastic descent ends near a root, not at it; the
     distance from the root is reported in units of noise.
@@ -80,19 +93,38 @@ def infer(
         The training data; their units are the independent ones.
     functional : callable
         From the model to a scalar or 1-D tensor, differentiable in its parameters.
+        See `eestim.llm.functionals` for losses and predictions.
     equation : LatentEquation, optional
         The one that was solved; `Brier` by default.
     draws : int
         K, as in training.
-    passes : int
-        Independent sets of draws that psi is averaged over. The variance then holds
-        the latent noise of an estimate that met its data `passes` times with fresh
-        draws; a larger number leaves the noise of the data alone.
+    passes : float
+        E, how often training met each unit with fresh draws (`Fit.passes`), its
+        iterates averaged. 1 for draws used once or fixed; infinity leaves the noise of
+        the data alone.
+    sets : int
+        Independent sets of draws, at least two, that A is averaged over and that tell
+        the noise of the draws from that of the data.
     parameters : {"perturbation", "all"}
         What was estimated. "perturbation" takes the base as known.
     kind : {"observed", "expected"}
         Form of A, see `sensitivity`. "observed" holds under misspecification, but
         needs many units where psi is sharply curved.
+    method : {"auto", "dense", "matrix-free"}
+        "dense" stores A and psi; "matrix-free" solves by LSMR with products of A and
+        its transpose, and gets :math:`c^\top \psi_i` by one forward-mode pass:
+        memory is that of one batch and a dozen vectors. "auto" stores up to 5,000
+        parameters.
+    ridge : float
+        :math:`\lambda` of a penalised equation, mean psi minus
+        :math:`\lambda (\theta - \theta_{ref})`, whose A is :math:`A + \lambda I`. The
+        interval is for the root of that equation; its distance from the truth (the
+        bias of the penalty) is not in it.
+    tolerance : float, optional
+        Relative residual of the solve, by default 1e-9 for float64 parameters and
+        1e-5 below.
+    max_iterations : int, optional
+        Of LSMR.
     names : tuple of str, optional
         Names of the values.
     batch_size, seed : int
@@ -100,46 +132,182 @@ def infer(
     Returns
     -------
     Estimate
-        Its findings give the share of the variance that is latent noise.
+        Its findings give `V_data`, `V_latent`, the share of the latter and, without
+        matrices, the accuracy of the solve.
 
     Raises
     ------
     IdentificationError
-        If the functional varies along a direction that no data identify, or A is
-        singular elsewhere (a perturbation of size zero, too few units).
+        If the functional varies along a direction that no data identify, A is
+        singular elsewhere (too few units), or the perturbation is zero, where no Wald
+        statistic has its usual law (use `no_perturbation`).
+    ConvergenceError
+        If the matrix-free solve does not reach its tolerance.
     """
     value, gradient = _functional(model, functional, parameters)
     labels = names or _labels(functional, len(value))
-    frame = _complement(model, parameters, gradient, labels)
+    if sets < 2 or not passes >= 1:
+        raise ValueError(
+            f"`sets` is {sets} and `passes` {passes}; two sets of draws or more tell "
+            "their noise from that of the data, and training met the data once or "
+            "more."
+        )
+    _refuse_zero(model, gradient, labels)
+    count = gradient.shape[1]
+    if method == "auto":
+        method = "dense" if count <= MOST_DENSE else "matrix-free"
+    if method not in ("dense", "matrix-free"):
+        raise ValueError(
+            f"`method` is {method!r}; expected 'auto', 'dense' or 'matrix-free'."
+        )
     options: dict[str, Any] = {
         "draws": draws,
-        "passes": passes,
         "parameters": parameters,
         "batch_size": batch_size,
         "seed": seed,
     }
-    steady = options | {"passes": max(passes, _PASSES_OF_A)}
-    A = frame.T @ sensitivity(model, documents, equation, kind=kind, **steady) @ frame
-    free = tuple(f"direction {j}" for j in range(A.shape[1]))
-    whole = frame.shape[0] == frame.shape[1]
-    factor = sensitivity_factor(
-        A, parameter_names(model, parameters) if whole else free
+    findings: tuple[Finding, ...] = ()
+    frame = _complement(model, parameters, gradient, labels)
+    if method == "dense":
+        check_dense(count)
+        table = _dense(
+            model, documents, equation, gradient, frame, sets, kind, ridge, options
+        )
+    else:
+        table, findings = _free(
+            model, documents, equation, gradient, labels, sets, kind, ridge,
+            tolerance, max_iterations, options,
+        )  # fmt: skip
+    return _assembled(table, value, labels, passes, findings)
+
+
+def _dense(
+    model: nn.Module,
+    documents: Any,
+    equation: LatentEquation | None,
+    gradient: Array,
+    frame: Array | None,
+    sets: int,
+    kind: Literal["observed", "expected"],
+    ridge: float,
+    options: dict[str, Any],
+) -> Array:
+    """Return c'psi (sets, n, k) by a stored A on the identified directions."""
+    A = sensitivity(model, documents, equation, passes=sets, kind=kind, **options)
+    A = A + ridge * np.eye(len(A))
+    labels: tuple[str, ...] = parameter_names(model, options["parameters"])
+    inner, slope = gradient.T, A
+    if frame is not None:
+        slope, inner = frame.T @ A @ frame, frame.T @ gradient.T
+        labels = tuple(f"direction {j}" for j in range(len(slope)))
+    weights = sensitivity_factor(slope, labels).solve_transpose(inner)
+    c = weights if frame is None else frame @ weights
+    found = score_sets(model, documents, equation, passes=sets, **options)
+    return np.stack([psi @ c for psi in found])
+
+
+def _free(
+    model: nn.Module,
+    documents: Any,
+    equation: LatentEquation | None,
+    gradient: Array,
+    labels: tuple[str, ...],
+    sets: int,
+    kind: Literal["observed", "expected"],
+    ridge: float,
+    tolerance: float | None,
+    max_iterations: int | None,
+    options: dict[str, Any],
+) -> tuple[Array, tuple[Finding, ...]]:
+    """Return c'psi (sets, n, k) without matrices, and the accuracy of the solves."""
+    maps = latent_operators(
+        model, documents, equation, sets=sets, kind=kind, ridge=ridge, **options
     )
-    weights = factor.solve_transpose(frame.T @ gradient.T)
-    sets = score_sets(model, documents, equation, **options)
-    table = np.stack([psi @ frame @ weights for psi in sets])
+    if tolerance is None:
+        first = next(iter(chosen(model, options["parameters"]).values()))
+        tolerance = 1e-9 if first.dtype == torch.float64 else 1e-5
+    n_units = maps.n_units // sets
+    found = [
+        influence(maps, row, label, n_units, tolerance, max_iterations)
+        for row, label in zip(gradient, labels, strict=True)
+    ]
+    table = np.stack([solved.rows for solved in found], axis=-1)
+    return table, (_solve_finding(found, tolerance),)
+
+
+def _solve_finding(found: list[Influence], tolerance: float) -> Finding:
+    """Return how far the solves are from exact, on the scale of the interval."""
+    worst = max(found, key=lambda solved: solved.solve_error)
+    is_small = worst.solve_error < _SOLVE_WARNED
+    return Finding(
+        "solve accuracy",
+        "pass" if is_small else "warn",
+        worst.solve_error,
+        _SOLVE_WARNED,
+        f"Going on to a tenth of the residual changed the standard error by "
+        f"{worst.solve_error:.1e} of itself (relative residual {worst.residual:.1e}, "
+        f"{worst.iterations} iterations, condition {worst.condition:.1e}).",
+        "" if is_small else f"Lower `tolerance` (it is {tolerance:.0e}).",
+    )
+
+
+def _assembled(
+    table: Array,
+    value: Array,
+    labels: tuple[str, ...],
+    passes: float,
+    findings: tuple[Finding, ...],
+) -> Estimate:
+    """Return the estimate of influences (sets, n, k) with its variance in parts."""
     rows = table.mean(axis=0)
     n_units = len(rows)
     if n_units < 2:
         raise InferenceError(
             f"`documents` has {n_units} unit; a standard error needs at least 2."
         )
-    spread = rows.std(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        residual = float(np.max(np.abs(rows.mean(0)) * n_units**0.5 / spread))
+    size, spread = np.abs(table).max(axis=(0, 1)), rows.std(axis=0)
+    if not (spread > _NO_SPREAD * size).all():
+        raise InterpolationError(
+            "psi is the same for every unit in the direction of the functional, so its "
+            "standard error would be zero: the fit interpolates. Use `documents` that "
+            "were held out, or a penalised fit."
+        )
+    residual = float(np.max(np.abs(rows.mean(0)) * n_units**0.5 / spread))
     tabulated = Evaluated(labels, rows - rows.mean(0), np.eye(len(value)), value)
     made = estimate(tabulated, root=Root(value, Status.GIVEN, residual, 0))
-    return _with_latent_share(made, table)
+    split = split_variance(table, passes)
+    every = (*made.spread.findings, *split.findings(labels), *findings)
+    rule = f"sandwich, latent noise of {passes:g} passes"
+    return replace(
+        made,
+        spread=replace(
+            made.spread,
+            matrix=split.total,
+            rule=rule,
+            citation="McFadden (1989); Huber (1967)",
+            findings=every,
+            coordinates=None,
+        ),
+    )
+
+
+def _refuse_zero(model: nn.Module, gradient: Array, labels: tuple[str, ...]) -> None:
+    """Refuse Wald inference at a perturbation of size zero."""
+    perturbation: Any = getattr(model, "perturbation", None)
+    directions = getattr(perturbation, "directions", None)
+    if directions is not None and not bool(directions.detach().any()):
+        raise IdentificationError(
+            "`model` has a perturbation of size zero, where the law of the data does "
+            "not change to first order and A is singular: neither a standard error nor "
+            "a Wald statistic of C has its usual law there. Test it by the one-sided "
+            "score, `no_perturbation(model, documents)`."
+        )
+    for label, row in zip(labels, gradient, strict=True):
+        if not row.any():
+            raise IdentificationError(
+                f"`functional` {label!r} does not depend on the parameters; choose "
+                "one that varies with them."
+            )
 
 
 def _functional(
@@ -176,34 +344,32 @@ def _labels(functional: Any, count: int) -> tuple[str, ...]:
 
 def _complement(
     model: nn.Module, which: Which, gradient: Array, labels: tuple[str, ...]
-) -> Array:
-    """Return an orthonormal basis (P, P - m) of the directions that are identified.
+) -> Array | None:
+    """Return an orthonormal basis (P, P - m) of what is identified, None for all.
 
-    Refuses functionals that are constant or vary along the others.
+    Refuses functionals that vary along the other directions. Without matrices the
+    basis is not needed: LSMR leaves alone what A does not see.
     """
     free = _free_directions(model, which)
-    count = gradient.shape[1]
-    basis, size, _ = np.linalg.svd(free, full_matrices=True)
-    rank = int((size > 1e-6 * size.max(initial=0.0)).sum()) if size.size else 0
-    orbit, rest = basis[:, :rank], basis[:, rank:]
+    size = np.linalg.svd(free, compute_uv=False) if free.shape[1] else np.zeros(0)
+    rank = int((size > 1e-6 * size.max(initial=0.0)).sum())
+    if rank == 0:
+        return None
+    orbit = np.linalg.svd(free, full_matrices=False)[0][:, :rank]
     for label, row in zip(labels, gradient, strict=True):
-        length = float(np.linalg.norm(row))
-        if length == 0.0:
-            raise IdentificationError(
-                f"`functional` {label!r} does not depend on the parameters; choose "
-                "one that varies with them."
-            )
-        share = float(np.linalg.norm(orbit.T @ row)) / length if rank else 0.0
+        along = orbit @ (orbit.T @ row)
+        share = float(np.linalg.norm(along)) / float(np.linalg.norm(row))
         if share > _VARIES:
-            names = parameter_names(model, which)
-            worst = names[int(np.abs(orbit @ (orbit.T @ row)).argmax())]
+            worst = name_at(model, which, int(np.abs(along).argmax()))
             raise IdentificationError(
                 f"`functional` {label!r} is not estimable: {share:.2g} of its gradient "
                 f"lies along rotations of the latent (most at {worst}), which leave "
                 "the model's law unchanged. Use a function of C C', such as its "
                 "trace (`squared_size`) or eigenvalues."
             )
-    return np.eye(count) if rank == 0 else rest
+    if len(free) > MOST_DENSE:
+        return None
+    return np.linalg.svd(free, full_matrices=True)[0][:, rank:]
 
 
 def _free_directions(model: nn.Module, which: Which) -> Array:
@@ -222,22 +388,3 @@ def _free_directions(model: nn.Module, which: Which) -> Array:
             used += p.numel()
         begin += p.numel()
     return full
-
-
-def _with_latent_share(made: Estimate, table: Array) -> Estimate:
-    """Return the estimate with a finding on the latent part of its variance."""
-    if len(table) < 2:
-        return made
-    between = table.var(axis=0, ddof=1).mean(axis=0) / len(table)
-    share = float(np.max(between / table.mean(axis=0).var(axis=0)))
-    finding = Finding(
-        "latent share",
-        "pass" if share < 0.5 else "warn",
-        share,
-        0.5,
-        f"At most {share:.0%} of the variance is noise of the latent draws, at "
-        f"{len(table)} passes.",
-        "" if share < 0.5 else "Train for more passes or with more draws.",
-    )
-    spread = replace(made.spread, findings=(*made.spread.findings, finding))
-    return replace(made, spread=spread)

@@ -7,21 +7,26 @@ document (or any independent row), never the token.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eestim.errors import CapabilityError, DataError
+from eestim.llm.documents import TokenBatch
 from eestim.llm.equations import (
     Brier,
     Split,
 )
-from eestim.llm.prefix import LatentPrefixLM
+from eestim.llm.perturbations import Perturbation
+from eestim.llm.prefix import LatentPrefixLM, as_token_batch
 from eestim.llm.protocols import Units, check_model
+from eestim.llm.sites import Site
 from eestim.llm.surrogates import LatentEquation, check_draws
 from eestim.llm.training import as_units, step_generator
 
@@ -31,6 +36,7 @@ __all__ = [
     "count_parameters",
     "equation_parts",
     "logits_at",
+    "name_at",
     "parameter_names",
     "score_sets",
     "scores",
@@ -40,8 +46,9 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 Which = Literal["perturbation", "all"]
 
-_MOST_PARAMETERS = 5000
 _FORWARD_BELOW = 32  # parameters: forward mode costs one pass for each
+_LARGEST_TABLE = 4e9  # bytes of psi
+_LARGEST_CHUNK = 1.5e8  # bytes of the gradients that one mapped pass holds
 
 
 def chosen(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
@@ -61,12 +68,6 @@ def chosen(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
             "`model` has no perturbation whose parameters could be estimated; give "
             "it one, or set parameters='all'."
         )
-    count = sum(p.numel() for p in found.values())
-    if count > _MOST_PARAMETERS:
-        raise DataError(
-            f"`parameters` selects {count} parameters; the dense form holds at most "
-            f"{_MOST_PARAMETERS}. Use a smaller rank, or parameters='perturbation'."
-        )
     return found
 
 
@@ -83,6 +84,18 @@ def parameter_names(model: nn.Module, which: Which = "perturbation") -> tuple[st
     return tuple(names)
 
 
+def name_at(model: nn.Module, which: Which, place: int) -> str:
+    """Return the name of one entry of psi, without making all of them."""
+    for name, parameter in chosen(model, which).items():
+        if place < parameter.numel():
+            short = name.removeprefix("perturbation.")
+            index = np.unravel_index(place, tuple(parameter.shape))
+            at = ",".join(str(int(j)) for j in index)
+            return f"{short}[{at}]" if parameter.ndim else short
+        place -= parameter.numel()
+    raise IndexError(f"`place` lies {place} beyond the last parameter.")
+
+
 def scores(
     model: nn.Module,
     documents: Any,
@@ -91,7 +104,7 @@ def scores(
     draws: int = 8,
     passes: int = 1,
     parameters: Which = "perturbation",
-    method: Literal["auto", "two-stage", "forward", "loop"] = "auto",
+    method: Literal["auto", "two-stage", "mapped", "forward", "loop"] = "auto",
     batch_size: int = 8,
     seed: int = 0,
 ) -> Array:
@@ -111,16 +124,24 @@ def scores(
         Independent sets of draws to average psi over. After `passes` epochs with
         fresh draws the estimate carries the latent noise of their average.
     parameters : {"perturbation", "all"}
-    method : {"auto", "two-stage", "forward", "loop"}
+    method : {"auto", "two-stage", "mapped", "forward", "loop"}
         "two-stage" goes backward through the language model once for the batch, to
         the perturbed embeddings, and then maps each unit's part through the
-        perturbation alone; "forward" needs one forward-mode pass for each
-        parameter; "loop" goes backward once for each row, an oracle for tests.
+        perturbation alone; "mapped" maps the gradient of one row over the batch, for
+        all parameters of a language model, in chunks of rows whose gradients fit in
+        150 MB; "forward" needs one forward-mode pass for each parameter; "loop" goes
+        backward once for each row, an oracle for tests. Tied weights are one
+        parameter, whose psi holds both of its uses.
     batch_size, seed : int
 
     Returns
     -------
     (n_units, P) float64 array
+
+    Raises
+    ------
+    DataError
+        If the table would need more than 4 GB; `infer` never forms it.
 
     Examples
     --------
@@ -159,6 +180,7 @@ def score_sets(
         )
     units = as_units(model, documents)
     wanted = chosen(model, parameters)
+    _check_size(units.n_units, count_parameters(wanted))
     rule = _method(model, wanted, method, parameters)
     for number in range(passes):
         psi = torch.zeros(units.n_units, count_parameters(wanted), dtype=torch.float64)
@@ -200,6 +222,16 @@ def equation_parts(
     return [(part, names) for part, names in pairs if names]
 
 
+def _check_size(n_units: int, count: int) -> None:
+    """Refuse a table of psi that is too large for memory."""
+    if 8.0 * n_units * count > _LARGEST_TABLE:
+        raise DataError(
+            f"psi of {n_units} units and {count} parameters takes "
+            f"{8e-9 * n_units * count:.1f} GB; use `infer(..., method='matrix-free')`, "
+            "which never forms it, or parameters='perturbation'."
+        )
+
+
 def _in_order(
     columns: list[dict[str, Tensor]], wanted: dict[str, nn.Parameter]
 ) -> Tensor:
@@ -218,23 +250,23 @@ def _method(
     model: nn.Module, wanted: dict[str, nn.Parameter], method: str, which: Which
 ) -> Rule:
     """Return the function that makes psi of the rows of one batch."""
-    is_staged = isinstance(model, LatentPrefixLM) and which == "perturbation"
+    is_lm = isinstance(model, LatentPrefixLM) and isinstance(
+        model.perturbation, Perturbation | None
+    )
+    is_staged = is_lm and which == "perturbation"
     if method == "auto":
-        method = "loop"
-        if is_staged:
-            method = "two-stage"
-        elif (
-            not isinstance(model, LatentPrefixLM)
-            and count_parameters(wanted) < _FORWARD_BELOW
-        ):
-            method = "forward"
-    if method == "two-stage" and not is_staged:
+        few = count_parameters(wanted) < _FORWARD_BELOW
+        other = "forward" if few else "loop"
+        method = "two-stage" if is_staged else "mapped" if is_lm else other
+    if (method == "two-stage" and not is_staged) or (method == "mapped" and not is_lm):
+        needed = " and parameters='perturbation'" if method == "two-stage" else ""
         raise CapabilityError(
-            "`method` is 'two-stage', which needs a LatentPrefixLM and "
-            "parameters='perturbation'; use 'loop' or 'forward'."
+            f"`method` is {method!r}, which needs a LatentPrefixLM{needed}; use 'loop' "
+            "or 'forward'."
         )
     rules: dict[str, Rule] = {
         "two-stage": _two_stage,
+        "mapped": _mapped,
         "forward": _forward,
         "loop": _loop,
     }
@@ -252,25 +284,80 @@ def _two_stage(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Go backward to the perturbed embeddings, then through g for each row."""
-    if not isinstance(model, LatentPrefixLM) or model.perturbation is None:
+    if not isinstance(model, LatentPrefixLM) or not isinstance(
+        model.perturbation, Perturbation
+    ):
         raise CapabilityError("`model` has no perturbation to differentiate.")
     perturbation = model.perturbation
-    embeddings = model.embed(batch).detach()
-    latents = model.latents(embeddings, draws, generator)
-    moved = model.perturb(embeddings, latents).detach().requires_grad_()
-    logits = model.logits_of(moved)
+    states = model.embed(batch).detach()
+    latents = model.latents(states, draws, generator, batch)
+    moved = model.perturb(states, latents, batch).detach().requires_grad_()
+    logits = model.logits_of(moved, batch)
     value = equation.surrogate(logits, logits.detach(), model.targets(batch))
     (slope,) = torch.autograd.grad(value.sum(), moved)
     prefix = "perturbation."
     phi = {name.removeprefix(prefix): p.detach() for name, p in wanted.items()}
+    start = as_token_batch(batch).start
+    where = () if start is None else (start.to(states.device),)
 
-    def of_row(e: Tensor, z: Tensor, g: Tensor) -> dict[str, Tensor]:
-        pull: Any = vjp(lambda p: functional_call(perturbation, p, (e, z)), phi)[1]
-        found: dict[str, Tensor] = pull(-g)[0]
+    def of_row(e: Tensor, z: Tensor, g: Tensor, *begin: Tensor) -> dict[str, Tensor]:
+        one = (e.unsqueeze(0), z.unsqueeze(1), *(b.unsqueeze(0) for b in begin))
+        pull: Any = vjp(lambda p: functional_call(perturbation, p, one), phi)[1]
+        found: dict[str, Tensor] = pull(-g.unsqueeze(1))[0]
         return found
 
-    rows = vmap(of_row, in_dims=(0, 1, 1))(embeddings, latents, slope)
+    places = (0, 1, 1, *(0 for _ in where))
+    rows = vmap(of_row, in_dims=places)(states, latents, slope, *where)
     return {prefix + name: block for name, block in rows.items()}
+
+
+class _Rows(nn.Module):
+    """Make the logits of given latents the forward of a language model."""
+
+    def __init__(self, model: LatentPrefixLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TokenBatch, latents: Tensor) -> Tensor:
+        """Return the (K, B, T, V) logits of tokens that were checked before."""
+        model, site = self.model, Site(self.model.base, self.model.site)
+        embeddings = model.base.get_input_embeddings()(batch.input_ids)
+        states = model.widened(site.states(embeddings, batch.start))
+        moved = model.moved(states, latents, batch.start)
+        logits = site.logits(model.narrowed(moved.flatten(0, 1)), batch.start)
+        return logits.view(*moved.shape[:2], *logits.shape[1:])
+
+
+def _mapped(
+    model: nn.Module,
+    equation: LatentEquation,
+    wanted: dict[str, nn.Parameter],
+    batch: Any,
+    draws: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Map the gradient of one row's surrogate over the rows, in chunks."""
+    if not isinstance(model, LatentPrefixLM):
+        raise CapabilityError("`model` is not a LatentPrefixLM.")
+    tokens = as_token_batch(batch)
+    with torch.no_grad():
+        latents = model.latents(model.embed(tokens), draws, generator, tokens)
+    caller = _Rows(model)
+    values = {f"model.{name}": p.detach() for name, p in wanted.items()}
+
+    def of_row(moving: dict[str, Tensor], row: dict[str, Tensor], z: Tensor) -> Tensor:
+        one = TokenBatch(**{name: value.unsqueeze(0) for name, value in row.items()})
+        logits = functional_call(caller, moving, (one, z.unsqueeze(1)))
+        return -equation.surrogate(logits, logits.detach(), one.targets).sum()
+
+    size = max(1, int(_LARGEST_CHUNK / (4 * count_parameters(wanted))))
+    found = {f.name: getattr(tokens, f.name) for f in fields(tokens)}
+    table = {n: v.to(model.device) for n, v in found.items() if v is not None}
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no batching rule
+        rows = vmap(grad(of_row), in_dims=(None, 0, 1), chunk_size=size)(
+            values, table, latents
+        )
+    return {name.removeprefix("model."): block for name, block in rows.items()}
 
 
 class _Caller(nn.Module):

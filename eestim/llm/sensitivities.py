@@ -7,6 +7,8 @@ matrix (for weighted equations its mean at the truth is zero).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eestim.errors import CapabilityError
+from eestim.errors import CapabilityError, DataError
 from eestim.llm.equations import (
     Brier,
     CentredIWAE,
@@ -32,10 +34,17 @@ from eestim.llm.scores import (
 from eestim.llm.surrogates import LatentEquation, check_draws
 from eestim.llm.training import as_units
 
-__all__ = ["sensitivity"]
+__all__ = [
+    "MOST_DENSE",
+    "check_dense",
+    "check_expected",
+    "plain_attention",
+    "sensitivity",
+]
 
 Array = npt.NDArray[np.float64]
 
+MOST_DENSE = 5000  # parameters: A takes 0.2 GB
 _DIRECTIONS_AT_ONCE = 32  # rows of A by one batched backward pass
 
 
@@ -76,16 +85,15 @@ def sensitivity(
     check_draws(equation, draws)
     if kind not in ("observed", "expected"):
         raise ValueError(f"`kind` is {kind!r}; expected 'observed' or 'expected'.")
-    if kind == "expected" and not isinstance(equation, Brier | Power | CentredIWAE):
-        raise CapabilityError(
-            f"`kind` is 'expected', which {equation} does not have; use 'observed'."
-        )
+    if kind == "expected":
+        check_expected(equation)
     units = as_units(model, documents)
     wanted = chosen(model, parameters)
+    check_dense(count_parameters(wanted))
     total = torch.zeros(
         count_parameters(wanted), count_parameters(wanted), dtype=torch.float64
     )
-    with sdpa_kernel(SDPBackend.MATH):
+    with plain_attention(model):
         for number in range(passes):
             for batch, _, generator in unit_batches(units, batch_size, seed, number):
                 state = generator.get_state()
@@ -98,6 +106,43 @@ def sensitivity(
                     generator.set_state(state)
     mean: Array = (total / (passes * units.n_units)).numpy()
     return mean
+
+
+def check_expected(equation: LatentEquation) -> None:
+    """Refuse an equation whose A has no form through first derivatives alone."""
+    if not isinstance(equation, Brier | Power | CentredIWAE):
+        raise CapabilityError(
+            f"`kind` is 'expected', which {equation} does not have; use 'observed'."
+        )
+
+
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Use attention that has derivatives of every kind while the context lasts.
+
+    Fused attention has neither forward mode nor second derivatives.
+    """
+    base: Any = getattr(model, "base", None)
+    kind = getattr(getattr(base, "config", None), "_attn_implementation", "eager")
+    is_plain = kind in (None, "eager", "sdpa")
+    if not is_plain:
+        base.set_attn_implementation("eager")
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        if not is_plain:
+            base.set_attn_implementation(kind)
+
+
+def check_dense(count: int) -> None:
+    """Refuse more parameters than a stored A is meant for."""
+    if count > MOST_DENSE:
+        raise DataError(
+            f"`parameters` selects {count} parameters; the dense form holds at most "
+            f"{MOST_DENSE}. Use `infer(..., method='matrix-free')`, a smaller rank, or "
+            "parameters='perturbation'."
+        )
 
 
 def _places(wanted: dict[str, nn.Parameter], names: dict[str, nn.Parameter]) -> Tensor:

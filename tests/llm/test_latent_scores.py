@@ -1,5 +1,7 @@
 """psi and A against loops and differences; infer against known standard deviations."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,7 @@ from eestim.llm.scores import parameter_names, scores
 from eestim.llm.sensitivities import sensitivity
 from eestim.llm.synthetic import BinaryModel, binary_data
 
+SCORES = importlib.import_module("eestim.llm.scores")  # `scores` shadows its module
 ALL = {"parameters": "all", "batch_size": 50}
 EQUATIONS = [
     Brier(),
@@ -92,6 +95,38 @@ def test_two_stage_scores_equal_the_loop(perturbation):
         np.testing.assert_allclose(staged, loop, rtol=0, atol=1e-5 * scale)
         other = scores(model, documents(), equation, draws=4, seed=1)
         assert np.abs(other - loop).max() > 1e-2 * scale  # the control
+
+
+@pytest.mark.parametrize("base", ["Llama, tied", "Llama, untied", "GPT-2, tied"])
+def test_mapped_scores_of_all_parameters_equal_the_loop(base, monkeypatch):
+    """Tied weights are one parameter, whose psi adds both of its uses."""
+    if base == "GPT-2, tied":
+        model = double_gpt2(Gated(8, 2, size=0.7))
+        tolerance = EXACT
+    else:
+        model, tolerance = llama(LowRank(16, 2)), 1e-5
+        if base == "Llama, untied":
+            inner = model.base
+            inner.lm_head.weight = torch.nn.Parameter(inner.lm_head.weight.clone())
+    count = sum(p.numel() for p in model.parameters())
+    for equation in (Brier(), Split(NoiseAveraged(), CentredIWAE(group=2))):
+        options = {"draws": 3, "parameters": "all"}
+        loop = scores(model, documents(), equation, method="loop", **options)
+        mapped = scores(model, documents(), equation, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(SCORES, "_LARGEST_CHUNK", 1.0)  # one row at a time
+            chunked = scores(model, documents(), equation, **options)
+        assert mapped.shape == (3, count)
+        size = np.abs(loop).max()
+        np.testing.assert_allclose(mapped, loop, rtol=0, atol=tolerance * size)
+        np.testing.assert_allclose(chunked, loop, rtol=0, atol=tolerance * size)
+        assert np.abs(mapped[[1, 2, 0]] - loop).max() > 0.1 * size  # the control
+
+
+def test_psi_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(SCORES, "_LARGEST_TABLE", 1e5)
+    with pytest.raises(DataError, match=r"0\.0 GB; use `infer\(.*matrix-free"):
+        scores(llama(LowRank(16, 2)), documents(), draws=3, parameters="all")
 
 
 def test_scores_add_up_to_the_gradient_of_the_loss():
@@ -207,9 +242,15 @@ def test_latent_share_of_the_variance_is_reported():
         BinaryModel(), binary_data(20_000, 4), s, Brier(), draws=8, passes=2,
         kind="expected", parameters="all", batch_size=20_000,
     )  # fmt: skip
-    (share,) = [f for f in fit.findings if f.name == "latent share"]
+    found = {f.name: f.value for f in fit.findings}
     between = (9.61**2 - 6.01**2) / 2
-    assert share.value == pytest.approx(between / (between + 6.01**2), abs=0.06)
+    share = between / (between + 6.01**2)
+    assert found["latent share"] == pytest.approx(share, abs=0.06)
+    # s = 0.5, so the variance of s is that of log s over 4
+    assert found["V_data"] * 4 * 20_000 == pytest.approx(6.01**2, rel=0.12)
+    assert found["V_latent"] * 4 * 20_000 == pytest.approx(between, rel=0.12)
+    total = found["V_data"] + found["V_latent"]
+    assert fit.se.iloc[0] ** 2 == pytest.approx(total, rel=EXACT)
     assert fit.names == ("s",)
 
 
@@ -255,9 +296,16 @@ def test_bad_arguments_are_refused():
         sensitivity(model, data, kind="exact")
     with pytest.raises(CapabilityError, match="which IWAE"):
         sensitivity(model, data, IWAE(), kind="expected")
-    with pytest.raises(CapabilityError, match="needs a LatentPrefixLM"):
-        scores(model, data, method="two-stage")
+    for method in ("two-stage", "mapped"):
+        with pytest.raises(CapabilityError, match="needs a LatentPrefixLM"):
+            scores(model, data, method=method)
     with pytest.raises(DataError, match="has no perturbation"):
         scores(BinaryModel(scale=None), data)
     with pytest.raises(DataError, match="the dense form holds at most"):
-        scores(llama(LowRank(16, 2)), documents(), parameters="all")
+        sensitivity(llama(LowRank(16, 2)), documents(), parameters="all")
+    with pytest.raises(ValueError, match="`sets` is 1"):
+        infer(model, data, s, sets=1, **ALL)
+    with pytest.raises(ValueError, match="`passes` 0"):
+        infer(model, data, s, passes=0, **ALL)
+    with pytest.raises(ValueError, match="`method` is 'fast'"):
+        infer(model, data, s, method="fast", **ALL)
