@@ -7,7 +7,7 @@ that needs more asks for a capability and says so where it is missing.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -582,68 +582,83 @@ def _blocked(
     """Return the equation of a block source, after one pass that checks every row."""
     vector, places, labels = named_blocks(start, names)
     column = weight_column(weights)
+    kind = None if weights is None else type(weights)
     if units is not None and not isinstance(units, str):
         raise TypeError(
             "`units` must be the name of a column where data are read in blocks."
         )
 
+    def rows_of(block: Block, scale: float) -> UserEquation:
+        frame, values = block.frame, None
+        count = checked_data(frame)
+        if column is not None:
+            values = scale * block_weights(weights, column_of(frame, column))
+        return UserEquation(
+            psi, frame, vector, labels, places, count, jacobian, None, values, kind
+        )
+
     def build(block: Block, scale: float) -> UserEquation:
         try:
-            count = checked_data(block.frame)
-            values = None
-            if column is not None:
-                values = scale * block_weights(weights, block.frame[column])
-            return UserEquation(
-                psi,
-                block.frame,
-                vector,
-                labels,
-                places,
-                count,
-                jacobian,
-                None,
-                values,
-                type(weights) if weights is not None else None,
-            )
+            return rows_of(block, scale)
         except DataError as error:
             raise in_block(block, error) from None
 
-    rows, n_units, total, squares, groups = 0, 0, 0.0, 0.0, set[Any]()
-    for block in source.blocks():
-        made = build(block, 1.0)
-        try:
-            if rows == 0:
-                _check_first_call(made)
-            elif made.row_weights is None or made.row_weights.any():
-                made.psi(vector)
-        except DataError as error:
-            raise in_block(block, error) from None
-        rows, n_units = rows + made.n_rows, n_units + made.n_units
-        if made.row_weights is not None:
-            total += float(made.row_weights.sum())
-            squares += float(np.square(made.row_weights).sum())
-        if units is not None:
-            given = column_of(block.frame, units)
-            labels_of(given, "units", made.n_rows)
-            groups.update(pd.unique(given))
-    is_scaled = column is not None and not isinstance(weights, Frequency)
-    if column is not None and not total > 0:
+    counted = _counted(source, build, units)
+    if column is not None and not counted.weight_sum > 0:
         raise DataError("`weights` are all zero.")
-    count = len(groups) if units is not None else n_units
-    effective = total**2 / squares if isinstance(weights, Importance) else float(count)
+    effective = float(counted.n_units)
+    if isinstance(weights, Importance):
+        effective = counted.weight_sum**2 / counted.weight_squares
+    is_scaled = column is not None and not isinstance(weights, Frequency)
     return BlockedEquation(
         source,
         build,
         labels,
         vector,
         places,
-        rows,
-        count,
+        counted.n_rows,
+        counted.n_units,
         effective,
-        rows / total if is_scaled else 1.0,
+        counted.n_rows / counted.weight_sum if is_scaled else 1.0,
         0.0 if jacobian is not None and column is None else _DIFFERENCE_ERROR,
         units,
     )
+
+
+class _Counts(NamedTuple):
+    """What one pass over a block source counts."""
+
+    n_rows: int
+    n_units: int
+    weight_sum: float
+    weight_squares: float
+
+
+def _counted(
+    source: BlockSource,
+    build: Callable[[Block, float], UserEquation],
+    units: str | None,
+) -> _Counts:
+    """Evaluate psi once at the start in every block, and count."""
+    rows, n_units, total, squares, groups = 0, 0, 0.0, 0.0, set[Any]()
+    for block in source.blocks():
+        made = build(block, 1.0)
+        try:
+            if rows == 0:
+                _check_first_call(made)
+            else:
+                made._raw_rows(made.initial)
+            if units is not None:
+                given = column_of(block.frame, units)
+                labels_of(given, "units", made.n_rows)
+                groups.update(pd.unique(given))
+        except DataError as error:
+            raise in_block(block, error) from None
+        rows, n_units = rows + made.n_rows, n_units + made.n_units
+        if made.row_weights is not None:
+            total += float(made.row_weights.sum())
+            squares += float(np.square(made.row_weights).sum())
+    return _Counts(rows, len(groups) if units else n_units, total, squares)
 
 
 def _check_first_call(made: UserEquation) -> None:

@@ -267,10 +267,13 @@ def _least_squares(search: _Search) -> _Point | None:
     def derivative(scaled: Vector) -> Matrix:
         return -equation.sensitivity(scaled * columns) * columns / scale[:, None]
 
-    with np.errstate(all="ignore"):
-        found = optimize.least_squares(
-            residual, search.point.theta / columns, jac=derivative, method="trf"
-        )
+    try:
+        with np.errstate(all="ignore"):
+            found = optimize.least_squares(
+                residual, search.point.theta / columns, jac=derivative, method="trf"
+            )
+    except ValueError:  # the derivative is not finite somewhere on the way
+        return None
     before = float(np.square(search.point.mean / scale).sum())
     if not 2.0 * found.cost < 0.99 * before:
         return None

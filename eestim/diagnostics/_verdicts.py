@@ -1,11 +1,14 @@
 """How checks put a statistic into a Finding."""
 
+from typing import Any
+
 import numpy as np
 from scipy import stats
 
+from eestim._arrays import Matrix, Vector
 from eestim.findings import Finding, FindingStatus
 
-__all__ = ["LEVEL", "chi2_finding", "not_applicable"]
+__all__ = ["LEVEL", "chi2_finding", "not_applicable", "solved"]
 
 LEVEL = 0.05
 
@@ -46,3 +49,14 @@ def chi2_finding(
 def not_applicable(name: str, why: str) -> Finding:
     """Return the finding of a check that does not apply, with the reason."""
     return Finding(name, "not applicable", np.nan, np.nan, why)
+
+
+def solved(estimate: Any) -> tuple[Any, Vector, Matrix]:
+    """Return equation, root and transform of the coordinates that were solved in.
+
+    A design far from zero is near singular as it was given, not as it was solved.
+    """
+    if estimate.root.working is not None:
+        equation, eta, turn = estimate.root.working
+        return equation, eta, turn
+    return estimate.equation, estimate.theta, np.eye(len(estimate.theta))

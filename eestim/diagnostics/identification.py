@@ -8,7 +8,7 @@ from eestim._arrays import Vector
 from eestim.asymptotics.estimable import estimability
 from eestim.asymptotics.existence import frontier_aspect, separation
 from eestim.asymptotics.rank import RankReport, rank_report
-from eestim.diagnostics._verdicts import not_applicable
+from eestim.diagnostics._verdicts import not_applicable, solved
 from eestim.equations import EstimatingEquation, moments_at, require
 from eestim.errors import SeparationError
 from eestim.findings import Finding
@@ -42,9 +42,11 @@ def rank_check(estimate: Any) -> Finding:
     """Check the rank of A and the gap in its singular values, free of units.
 
     Fails where a direction is not identified, warns where singular values have no
-    gap of 1000 around the cut or the smallest is below 1e-10 of the largest.
+    gap of 1000 around the cut or the smallest is below 1e-10 of the largest. Where the
+    solver used better-conditioned coordinates, these are judged.
     """
-    return _rank_finding(rank_of(estimate.equation, estimate.theta))
+    equation, theta, _ = solved(estimate)
+    return _rank_finding(rank_of(equation, theta))
 
 
 def _rank_finding(report: RankReport) -> Finding:

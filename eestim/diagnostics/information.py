@@ -10,7 +10,7 @@ from scipy import stats
 from eestim._arrays import Matrix, Vector
 from eestim._linalg import symmetric_power
 from eestim.diagnostics._families import family_moments, simulated_response
-from eestim.diagnostics._verdicts import LEVEL, not_applicable
+from eestim.diagnostics._verdicts import LEVEL, not_applicable, solved
 from eestim.equations import moments_at
 from eestim.errors import EestimError
 from eestim.findings import Finding
@@ -58,8 +58,8 @@ def information_matrix_test(
     White (1982), Econometrica 50, 1-25; Orme (1990), J. Econometrics 46, 309-331;
     Horowitz (1994), J. Econometrics 61, 395-411, for the bootstrap.
     """
-    equation = estimate.equation
-    moments = family_moments(equation, estimate.theta)
+    equation, theta, _ = solved(estimate)
+    moments = family_moments(equation, theta)
     if moments is None:
         return not_applicable("information matrix", _NEEDED)
     statistic, dof = _efficient_statistic(equation.design, *moments)
@@ -77,7 +77,7 @@ def information_matrix_test(
                 else _efficient_statistic(refitted.design, *values)[0]
             )
 
-        values = _bootstrapped(estimate, again, bootstrap, rng)
+        values = _bootstrapped(equation, theta, again, bootstrap, rng)
         p, law = _upper(values, statistic), f"bootstrap of {len(values)} draws"
     else:
         p, law = float(stats.chi2.sf(statistic, dof)), f"chi2({dof})"
@@ -123,12 +123,13 @@ def information_ratio_test(
     Economics Letters 82, 341-347, for the bootstrap.
     """
     name = "information ratio"
-    if simulated_response(estimate.equation, estimate.theta) is None:
+    equation, theta, _ = solved(estimate)
+    if simulated_response(equation, theta) is None:
         return not_applicable(
             name, "Needs an unweighted linear, binary logistic or Poisson model."
         )
-    value = _ratio(estimate.equation, estimate.theta)
-    found = _bootstrapped(estimate, _ratio, draws, rng)
+    value = _ratio(equation, theta)
+    found = _bootstrapped(equation, theta, _ratio, draws, rng)
     below = (1 + int((found <= value).sum())) / (1 + len(found))
     p = min(1.0, 2.0 * min(below, _upper(found, value)))
     failed = p < level
@@ -179,7 +180,8 @@ def _efficient_statistic(
 
 
 def _bootstrapped(
-    estimate: Any,
+    equation: Any,
+    theta: Vector,
     statistic: Callable[[Any, Vector], float],
     draws: int,
     rng: np.random.Generator | None,
@@ -187,15 +189,14 @@ def _bootstrapped(
     """Return the statistic at refits to simulated outcomes, failures left out."""
     if rng is None:
         raise ValueError("`rng` is needed for a bootstrap; pass a numpy Generator.")
-    equation = estimate.equation
-    draw = simulated_response(equation, estimate.theta)
+    draw = simulated_response(equation, theta)
     if draw is None:
         raise ValueError("no outcomes of this model can be simulated; use bootstrap=0.")
     values = []
     for _ in range(draws):
         again = replace(equation, response=draw(rng))
         try:
-            root = solve(again, estimate.theta)
+            root = solve(again, theta)
         except EestimError:
             continue
         if root.is_converged:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from eestim.asymptotics.rank import RankReport
+from eestim.diagnostics._verdicts import solved
 from eestim.diagnostics.identification import rank_of
 from eestim.diagnostics.rate import RateCurve
 from eestim.diagnostics.solution import residual_path
@@ -189,5 +190,5 @@ def plot_diagnostics(fit: Any, curve: RateCurve | None = None) -> Any:
     else:
         axes[1, 0].text(0.5, 0.5, "root found elsewhere", ha="center", va="center")
         axes[1, 0].set_axis_off()
-    plot_spectrum(rank_of(fit.equation, fit.theta), ax=axes[1, 1])
+    plot_spectrum(rank_of(*solved(fit)[:2]), ax=axes[1, 1])
     return made

@@ -230,11 +230,20 @@ def _run(
     if time.monotonic() > deadline:
         return _too_late(name, budget)
     try:
-        return check(np.random.default_rng(seed))
+        return check(_stream(seed, name))
     except CapabilityError as error:
         return not_applicable(name, str(error))
     except EestimError as error:
         return Finding(name, "fail", np.nan, np.nan, str(error), "See the message.")
+
+
+def _stream(seed: int, name: str) -> np.random.Generator:
+    """Return a generator of its own for a check.
+
+    Not ``default_rng(seed)``: data simulated with that seed would be drawn again, and
+    look like noise that knows the covariates.
+    """
+    return np.random.default_rng([seed, *name.encode()])
 
 
 def _too_late(name: str, budget: float) -> Finding:
@@ -245,14 +254,14 @@ def _rate(
     fit: Any, h: Any, deadline: float, seed: int
 ) -> tuple[RateCurve | None, Finding]:
     """Return the rate with as many subsamples as the time left allows."""
-    rng = np.random.default_rng(seed)
+    rng = _stream(seed, "rate")
     try:
         began = time.monotonic()
         curve = subsample_rate(fit, rng, h=h, draws=20)
         spent = time.monotonic() - began
         draws = int(20 * (deadline - time.monotonic()) / max(spent, 1e-6))
         if draws >= 40:
-            rng = np.random.default_rng(seed)
+            rng = _stream(seed, "rate")
             curve = subsample_rate(fit, rng, h=h, draws=min(draws, _MOST_DRAWS))
     except (CapabilityError, InferenceError) as error:
         return None, not_applicable("rate", str(error))

@@ -10,9 +10,14 @@ from eestim._differentiate import directional_difference, response_steps
 from eestim.asymptotics.fits import estimable
 from eestim.asymptotics.rank_wald import root_invariance
 from eestim.covariance.base import sensitivity_factor
-from eestim.diagnostics._verdicts import not_applicable
+from eestim.diagnostics._verdicts import not_applicable, solved
 from eestim.equations import EstimatingEquation, moments_at
-from eestim.errors import EestimError, IdentificationError, InferenceError
+from eestim.errors import (
+    CapabilityError,
+    EestimError,
+    IdentificationError,
+    InferenceError,
+)
 from eestim.findings import Finding, FindingStatus
 from eestim.roots import Root, Status, noise_residual, solve
 
@@ -45,7 +50,7 @@ def root_residual(estimate: Any, gradient: Any = None) -> Finding:
     gradient : (p,) array, optional
         Gradient of one functional h; its own residual is then judged.
     """
-    equation, theta, turn = _solved(estimate)
+    equation, theta, turn = solved(estimate)
     value = noise_residual(moments_at(equation, theta), theta)
     shift, said = turn @ _shift(equation, theta), "The mean of psi"
     if gradient is not None:
@@ -75,14 +80,6 @@ def root_residual(estimate: Any, gradient: Any = None) -> Finding:
         else "Polish the root: ee.estimate(eq, start=fit.theta).",
         "Independent units with a finite variance of psi.",
     )
-
-
-def _solved(estimate: Any) -> tuple[EstimatingEquation, Vector, Matrix]:
-    """Return equation, root and transform of the coordinates that were solved in."""
-    if estimate.root.working is not None:
-        equation, eta, turn = estimate.root.working
-        return equation, eta, turn
-    return estimate.equation, estimate.theta, np.eye(len(estimate.theta))
 
 
 def _shift(equation: EstimatingEquation, theta: Vector) -> Vector:
@@ -125,7 +122,7 @@ def derivative_check(estimate: Any, rng: np.random.Generator) -> Finding:
     In double precision they agree to 1e-6; between 1e-6 and 1e-4 is what psi in
     single precision leaves. A psi that draws at each call is named as such.
     """
-    equation, theta = estimate.equation, estimate.theta
+    equation, theta, _ = solved(estimate)
     slope = equation.sensitivity(theta)
     rows = equation.psi(theta)
     if not np.array_equal(rows, equation.psi(theta)):
@@ -254,6 +251,8 @@ def _multiplicity_finding(
 def _root_from(equation: EstimatingEquation, start: Vector) -> Root | None:
     try:
         root = solve(equation, start)
+    except CapabilityError:  # tabulated at one theta: nothing can be solved
+        raise
     except EestimError:
         return None
     return root if root.is_converged and root.residual < 1.0 else None

@@ -14,7 +14,7 @@ from eestim.covariance.base import sensitivity_factor
 from eestim.covariance.hc import HC
 from eestim.covariance.model_based import ModelBased
 from eestim.diagnostics._families import family_moments, simulated_response
-from eestim.diagnostics._verdicts import LEVEL, chi2_finding, not_applicable
+from eestim.diagnostics._verdicts import LEVEL, chi2_finding, not_applicable, solved
 from eestim.equations import EstimatingEquation
 from eestim.errors import CapabilityError, InferenceError
 from eestim.findings import Finding
@@ -164,14 +164,14 @@ def variance_ratio(estimate: Any, level: float = LEVEL) -> Finding:
 
 def _excess(estimate: Any) -> Vector | None:
     """Return the z statistic of each variance against the model's, (p,), or None."""
-    equation, theta = estimate.equation, estimate.theta
+    equation, theta, turn = solved(estimate)
     moments = family_moments(equation, theta, linear=True)
     if moments is None:
         return None
     residual, second, third, fourth = moments
     X = equation.design
     factor = sensitivity_factor((X.T * second) @ X, estimate.names)
-    squares = factor.solve(X.T).T ** 2
+    squares = (factor.solve(X.T).T @ turn.T) ** 2
     if equation.has_dispersion:  # estimated: only variation of the weights counts
         squares = squares - squares.mean(axis=0)
     cross = (X.T * third) @ squares
