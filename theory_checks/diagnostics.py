@@ -274,9 +274,9 @@ def check_rate(table, reps):
         error = slopes.std(ddof=1) / reps**0.5
         table.add("3.5", f"slope: {name}", slopes.mean(), error, slope, 0.02)
         rate, rate_error = share([checks.rate_finding(c) for c in curves])
-        if slope == -0.5:
+        if slope == -0.5:  # an error of 0.1 exceeds the margin of 0.1 in 16% of cases
             table.below(
-                "3.5", "  warned (rule: slope above -0.40)", rate, rate_error, 0.1
+                "3.5", "  warned (rule: slope above -0.40)", rate, rate_error, 0.16
             )
             told = np.mean([c.error for c in curves])
             table.add(
