@@ -21,6 +21,8 @@ from eestim.testing.registry import (
     holds,
     in_noise_units,
     matrix_near_identity,
+    mixing_matrix,
+    psi_size,
     require,
     require_same_fit,
 )
@@ -57,7 +59,7 @@ def _noise(subject: Subject) -> Vector:
     differences=1e-5,
 )
 def _multiplied(subject: Subject, bound: float) -> None:
-    C = matrix_near_identity(subject.rng, subject.p)
+    C = mixing_matrix(subject)
     other = changed.multiplied(subject.equation, C, subject.theta)
     fit = subject.fitted(other, subject.theta)
     require_same_fit(subject, fit.theta, fit.spread.matrix, bound, "psi -> C psi")
@@ -73,7 +75,9 @@ def _multiplied(subject: Subject, bound: float) -> None:
     needs=_is_smooth,
 )
 def _scaled_by_theta(subject: Subject, bound: float) -> None:
+    size = psi_size(subject)
     B = 0.3 * subject.rng.normal(size=(subject.p, subject.p)) / subject.p
+    B = size[:, None] * B / size
     other = changed.scaled_by_theta(
         subject.equation, B, subject.theta, subject.errors, subject.theta
     )
@@ -165,7 +169,7 @@ def _score_inverted(subject: Subject, bound: float) -> None:
         made = fit.interval(_INNER, method=ScoreInverted())
         return np.asarray(made[["lower", "upper"]], dtype=np.float64)
 
-    C = matrix_near_identity(subject.rng, subject.p)
+    C = mixing_matrix(subject)
     g, zero, slope = _sinh_of(subject)
     other = changed.in_other_parameters(
         changed.multiplied(subject.equation, C, subject.theta), g, slope, zero
@@ -316,7 +320,9 @@ _UNSOLVED = "the root is not a root: psi changed between calls, or its sign did"
 
 def _gmm(G: Matrix, M: Matrix, W: Matrix) -> Matrix:
     """Return (G'WG)^-1 G'W M W G (G'WG)^-1, Hansen's covariance."""
-    half = np.linalg.solve(G.T @ W @ G, G.T @ W)
+    root = np.linalg.cholesky(W).T  # a normal equation would square the condition
+    orthogonal, triangle = np.linalg.qr(root @ G)
+    half = np.linalg.solve(triangle, orthogonal.T @ root)
     covariance: Matrix = half @ M @ half.T
     return covariance
 
@@ -338,7 +344,8 @@ def _efficient(subject: Subject, bound: float) -> None:
     A, M = in_noise_units(subject)
     G = A[:, :-1]  # one parameter known: over-identified by one
     B = matrix_near_identity(subject.rng, subject.p)
-    best = np.linalg.inv(G.T @ np.linalg.solve(M, G))
+    inverse = np.linalg.inv(np.linalg.qr(np.linalg.solve(np.linalg.cholesky(M), G))[1])
+    best = inverse @ inverse.T
     other = _gmm(G, M, B @ B.T)
     scale = np.sqrt(np.diag(other))
     lowest = np.linalg.eigvalsh((other - best) / np.outer(scale, scale))[0]

@@ -25,6 +25,7 @@ from eestim.weights import Frequency
 __all__ = ["contract_point"]
 
 _IDENTICAL = "the same call twice: not a bit may differ"
+_HUGE = 1e50  # of psi; squares of sums of larger ones overflow
 _GLOBAL = "uses the global generator"
 _REDRAWN = "draws are redrawn at every call, or a state is kept between calls"
 
@@ -41,14 +42,31 @@ def contract_point(subject: Subject) -> Vector:
             return subject.near
         except EestimError:  # what keeps it from a root is looked for at the start
             start = np.zeros(len(subject.equation.names)) if start is None else start
-    point = np.array(start, dtype=np.float64)
+    point: Vector = np.array(start, dtype=np.float64)
     away = 0.1 * subject.example.shift * np.arange(1, len(point) + 1) / len(point)
-    moved: Vector = point + away * np.maximum(np.abs(point), 1.0)
-    return moved
+    away = away * np.maximum(np.abs(point), 1.0)
+    for part in (1.0, 0.1, 0.01):  # less far where the domain of psi ends
+        if _is_finite(subject, point + part * away):
+            return point + part * away
+    return point
 
 
-def _other_point(theta: Vector) -> Vector:
-    return theta + 1e-3 * (1.0 + np.abs(theta))
+def _is_finite(subject: Subject, point: Vector) -> bool:
+    with np.errstate(all="ignore"):
+        try:
+            values = np.asarray(subject.equation.psi(point.copy()))
+        except EestimError:
+            return False
+    return bool(np.isfinite(values).all() and np.abs(values).max() < _HUGE)
+
+
+def _other_point(subject: Subject, theta: Vector) -> Vector:
+    """Return another theta: near by, and nearer where the domain of psi ends."""
+    away = 1e-3 * (1.0 + np.abs(theta))
+    for part in (1.0, 1e-3, 1e-6):
+        if _is_finite(subject, theta + part * away):
+            break
+    return theta + part * away
 
 
 @holds(
@@ -96,15 +114,15 @@ def _shapes(subject: Subject, bound: float) -> None:  # noqa: ARG001
 )
 def _untouched(subject: Subject, bound: float) -> None:  # noqa: ARG001
     equation, theta = subject.equation, contract_point(subject)
-    arrays = _arrays_of(subject)
-    before = [array.copy() for array in arrays]
+    before = [array.copy() for array in _arrays_of(subject)]
     given = theta.copy()
     for name in ("psi", "sensitivity"):
         getattr(equation, name)(given)
         if not np.array_equal(given, theta):
             raise Violation(f"{name} modifies theta", "theta is modified in place")
-        for array, copy in zip(arrays, before, strict=True):
-            if not _equal(array, copy):
+        after = _arrays_of(subject)  # a column may have been replaced
+        for array, copy in zip(after, before, strict=False):
+            if len(after) != len(before) or not _equal(array, copy):
                 raise Violation(f"{name} modifies the data", "data modified in place")
 
 
@@ -188,7 +206,7 @@ def _generators() -> list[Any]:
 )
 def _no_memory(subject: Subject, bound: float) -> None:  # noqa: ARG001
     equation, theta = subject.equation, contract_point(subject)
-    other = _other_point(theta)
+    other = _other_point(subject, theta)
     for name in ("psi", "sensitivity"):
         call = getattr(equation, name)
         here = call(theta.copy())
@@ -246,7 +264,7 @@ def _units_differ(subject: Subject, bound: float) -> None:  # noqa: ARG001
     theta = contract_point(subject)
     here, there = (
         np.asarray(subject.equation.psi(point))
-        for point in (theta, _other_point(theta))
+        for point in (theta, _other_point(subject, theta))
     )
     are_same = all((np.ptp(psi, axis=0) == 0).all() for psi in (here, there))
     if len(here) > 2 and are_same and not np.array_equal(here, there):
@@ -427,7 +445,7 @@ def _capabilities(subject: Subject, bound: float) -> None:
     psi, A = np.asarray(equation.psi(theta)), np.asarray(equation.sensitivity(theta))
     size = np.sqrt(np.mean(psi**2, axis=0)) + 1e-300
     if hasattr(equation, "moments"):
-        equation.moments(_other_point(theta))  # what it keeps must not show
+        equation.moments(_other_point(subject, theta))  # what it keeps must not show
         told = equation.moments(theta)
         gaps = (
             np.abs(told.mean - psi.mean(axis=0)) / size,
@@ -450,10 +468,10 @@ def _smooth_capabilities(
     subject: Subject, theta: Vector, psi: Matrix, A: Matrix
 ) -> None:
     equation = subject.equation
-    scale = np.maximum(np.abs(A).max(axis=1), 1e-300)[:, None]
+    steps = np.abs(response_steps(equation.psi, theta))
     if hasattr(equation, "unit_sensitivity") and len(psi) <= 500:
         mean = np.asarray(equation.unit_sensitivity(theta)).mean(axis=0)
-        gap = float((np.abs(mean - A) / scale).max())
+        gap = _in_steps(mean, A, steps)
         cause = "unit_sensitivity has the wrong sign" if abs(gap - 2) < 1e-3 else ""
         told = "`unit_sensitivity` does not average to the sensitivity"
         require(gap, 1e-4, told, cause)
@@ -466,15 +484,10 @@ def _smooth_capabilities(
     gap = np.abs(told - w @ psi / w.sum()) / size
     cause = "psi ignores the weights"
     require(float(gap.max()), 1e-7, "`reweighted` psi is not w psi", cause)
-    steps = 0.02 * np.abs(response_steps(equation.psi, theta))
-    seen = _differences(other, theta, steps)
-    told_slope = np.asarray(other.sensitivity(theta))
-    gap = (
-        np.abs(told_slope - seen)
-        / np.maximum(np.abs(seen).max(axis=1), 1e-300)[:, None]
-    )
+    seen = _differences(other, theta, 0.02 * steps)
+    gap = _in_steps(np.asarray(other.sensitivity(theta)), seen, steps)
     require(
-        float(gap.max()),
+        gap,
         1e-3,
         "the sensitivity of `reweighted` is not the derivative of its psi",
         "sensitivity ignores the weights",
@@ -491,3 +504,9 @@ def _is_normalised(subject: Subject) -> bool:
 def _common_factor(psi: Matrix, part: Matrix, rows: IntVector) -> float:
     """Return the number that brings psi of a part to the scale of the whole."""
     return float(np.sum(psi[rows] * part) / max(float(np.sum(part * part)), 1e-300))
+
+
+def _in_steps(told: Matrix, true: Matrix, steps: Vector) -> float:
+    """Return how far two derivatives are apart, theta measured in steps of its own."""
+    scale = np.maximum(np.max(np.abs(true) * steps, axis=1), 1e-300)[:, None]
+    return float(np.max(np.abs(told - true) * steps / scale))

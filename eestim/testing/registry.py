@@ -16,6 +16,8 @@ __all__ = [
     "holds",
     "in_noise_units",
     "matrix_near_identity",
+    "mixing_matrix",
+    "psi_size",
     "require",
     "require_same_fit",
 ]
@@ -101,12 +103,25 @@ def in_noise_units(subject: Subject) -> tuple[Matrix, Matrix]:
     Equations without noise (a function of theta alone) are in units of their terms.
     """
     psi = subject.psi
-    size = np.sqrt(np.mean(psi**2, axis=0))
-    terms = np.abs(subject.slope) @ subject.errors * np.sqrt(len(psi))
-    scale = np.where(size > 1e-9 * terms, size, terms)
+    scale = psi_size(subject)
     A = subject.slope * subject.errors * np.sqrt(len(psi)) / scale[:, None]
     M = (psi / scale).T @ (psi / scale) / len(psi)
     return A, M
+
+
+def mixing_matrix(subject: Subject) -> Matrix:
+    """Return a random C for psi whose columns may be in units of any size."""
+    size = psi_size(subject)
+    C: Matrix = size[:, None] * matrix_near_identity(subject.rng, subject.p) / size
+    return C
+
+
+def psi_size(subject: Subject) -> Vector:
+    """Return the size of each column of psi, of its terms where it has no noise."""
+    size = np.sqrt(np.mean(subject.psi**2, axis=0))
+    terms = np.abs(subject.slope) @ subject.errors * np.sqrt(len(subject.psi))
+    scale: Vector = np.where(size > 1e-9 * terms, size, terms)
+    return scale
 
 
 def matrix_near_identity(rng: np.random.Generator, p: int, diagonal: Any = 2.0) -> Any:

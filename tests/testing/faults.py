@@ -345,6 +345,17 @@ class DataModified(Logit):
         return made
 
 
+def column_replaced(data):
+    """A column of the user's table is replaced at every call."""
+
+    def psi(theta, table):
+        table["y"] = table["y"] + 1e-12
+        away = np.asarray(table["y"]) - theta[0]
+        return away[:, None]
+
+    return ee.equation(psi, data.copy(), [0.0])
+
+
 class DroppedEquation(Logit):
     def psi(self, theta):
         return super().psi(theta)[:, :2]
@@ -473,6 +484,7 @@ FAULTS = [
     _psi("one buffer returned", SameBuffer, "same array"),
     _psi("theta modified", ThetaModified, "theta is modified in place"),
     _psi("data modified", DataModified, "modified in place"),
+    _psi("column of the data replaced", column_replaced, "modified in place"),
     _psi("dropped equation", DroppedEquation, "drops an equation"),
     _psi("truncated to float32", Float32Psi, "float32"),
     _psi("theta truncated to float32", Float32Theta, "float32"),

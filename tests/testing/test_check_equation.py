@@ -142,6 +142,17 @@ def test_what_is_no_equation_is_refused(given):
         check_equation(given)
 
 
+def test_a_domain_that_ends_near_the_start_is_no_fault():
+    """Psi of a standardised chance is not finite beyond 1, and the start is 0.97."""
+    coins = {"b": (np.arange(60) % 10 > 0).astype(float)}
+
+    def psi(theta, data):
+        spread = np.sqrt(theta[0] * (1.0 - theta[0]))
+        return ((data["b"] - theta[0]) / spread)[:, None]
+
+    assert check_equation(ee.equation(psi, coins, [0.97]), examples=2)
+
+
 def test_an_equation_without_a_root_says_so():
     def positive(theta, data):
         return (1.0 + np.exp(theta[0]) + 0 * data["y"])[:, None]
