@@ -105,7 +105,8 @@ def solve_adjoint(
     tolerance : float
         Relative accuracy at which iterations stop.
     max_iterations : int, optional
-        By default four times the smaller dimension, at most 10,000.
+        By default forty times the smaller dimension and 100, at most 10,000: rounding
+        costs many more steps than the dimension where A is ill-conditioned.
     column_scale, row_scale : (P,) and (q,) arrays, optional
         Positive factors that bring the columns and rows of A to one size, such as
         inverse root-mean-squares of the entries of psi. Parameters of very different
@@ -145,7 +146,7 @@ def solve_adjoint(
         dtype=np.float64,
     )
     limit = (
-        min(4 * min(q, p) + 10, 10_000) if max_iterations is None else max_iterations
+        min(40 * min(q, p) + 100, 10_000) if max_iterations is None else max_iterations
     )
     c, stop, n_iterations, _, norm_ar, norm_a, condition, _ = lsmr(
         adjoint, scale * g, atol=tolerance, btol=tolerance, conlim=1e14, maxiter=limit
