@@ -28,6 +28,8 @@ _SMALL_STEP = 1e-4  # standard errors; Newton squares it: the next is rounding
 _STILL = 1e-8  # relative step of a parameter that has settled
 _FADING = 25  # steps of a vanishing psi; from a start far off, fewer are needed
 _VANISHING = 1e-5  # psi at an iterate relative to psi at the start
+_DOUBTFUL = 1e-2  # reciprocal condition below which a root is solved to rounding
+_POLISHING = 5  # steps of it, at most
 _ILL_CONDITIONED = 1e-8  # below, a better-conditioned parameterisation is asked for
 _SMALLEST_DAMPING = 2.0**-40
 _BLIND = 1e-6  # noise of psi that a step may leave at a singular A
@@ -327,7 +329,10 @@ def _search(
         if is_solved and relative <= (
             _SMALL_STEP if exact and taken > 0 else _TINY_STEP
         ):
-            return search.point.theta + step, Status.CONVERGED, taken + 1
+            root = search.point.theta + step
+            if factor.rcond <= _DOUBTFUL and exact:
+                root = _polished(search, root)
+            return root, Status.CONVERGED, taken + 1
         if relative > 0.3 * last and not search.is_fresh:
             search.refresh()
             last = np.inf
@@ -356,6 +361,27 @@ def _search(
             search.point, last = better, np.inf
             search.refresh()
     return search.point.theta, Status.TOO_MANY_STEPS, max_steps
+
+
+def _polished(search: _Search, theta: Vector) -> Vector:
+    """Return the root solved to rounding.
+
+    What is left of it can hide a singular A, whose smallest singular value is then of
+    the size of the residual; measured in standard errors, which A inflates, a step is
+    small long before.
+    """
+    best = _evaluate(search.equation, theta)
+    for _ in range(_POLISHING):
+        if best is None:
+            break
+        search.point = best
+        search.refresh()
+        step = _newton_step(search.factor, best.mean)
+        new = _evaluate(search.equation, best.theta + step)
+        if new is None or np.abs(new.mean).max() >= 0.5 * np.abs(best.mean).max():
+            break
+        best = new
+    return search.point.theta if best is None else best.theta
 
 
 def _at_a_jump(search: _Search) -> tuple[Vector, Status]:

@@ -9,10 +9,12 @@ from eestim.errors import (
     DataError,
     EestimError,
     IdentificationError,
+    InferenceError,
     InterpolationError,
     SeparationError,
 )
 from eestim.roots import Status, solve
+from eestim.testing.examples import Product
 
 
 def simulated(n=4000, seed=5):
@@ -236,3 +238,15 @@ def test_a_wide_poisson_model_is_not_called_divergent():
 
     own = ee.estimate(ee.equation(psi, {"y": y, "X": X}, [0.0, 0.0]))
     np.testing.assert_allclose(own.theta, fit.theta, rtol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_product_is_not_identified_however_its_root_was_reached(seed):
+    """The last step once left a residual that made A look regular, with finite ses."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=40)
+    equation = Product(x, 1.5 * x + rng.normal(size=40))
+    with pytest.raises(IdentificationError, match=r"free direction: \+1\*a -\S+\*b"):
+        ee.estimate(equation)
+    with pytest.raises((IdentificationError, InferenceError)):
+        ee.estimate(equation, start=[0.3, 2.0])

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import optimize
 
 from eestim._arrays import Vector
-from eestim.errors import DataError
+from eestim.errors import DataError, InferenceError
 
 __all__ = ["checked_level", "crossing", "interval_frame", "wanted_places"]
 
@@ -58,6 +58,11 @@ def crossing(
         Infinite (with the sign of the step) where the statistic stays below. One that
         rises and falls again is searched for its highest value.
 
+    Raises
+    ------
+    InferenceError
+        If the statistic passes the critical value but is NaN on the way there.
+
     Examples
     --------
     >>> crossing(lambda value: value**2, 0.0, 1.0, 4.0)
@@ -69,10 +74,19 @@ def crossing(
     def excess(value: float) -> float:
         return min(statistic(value), 1e6 * critical) - critical
 
+    def known(value: float) -> float:
+        found = excess(value)
+        if np.isnan(found):
+            raise InferenceError(
+                f"the statistic cannot be evaluated at {value:.6g}, on the way to the "
+                "bound. Use a Wald or a bootstrap interval, or another link."
+            )
+        return found
+
     def between(inside: float, outside: float) -> float:
         return float(
             optimize.brentq(
-                excess,
+                known,
                 inside,
                 outside,
                 xtol=max(_PRECISION * abs(step), 1e-300),

@@ -9,7 +9,7 @@ import numpy as np
 from eestim._arrays import as_float, check_finite
 from eestim.equations import column_of
 from eestim.models.linear import GeneralizedLinear, glm, with_offset_and_weights
-from eestim.weights import Weights
+from eestim.weights import Frequency, Importance, Sampling, Weights
 
 __all__ = ["mean"]
 
@@ -40,6 +40,10 @@ def mean(
     >>> mean([1.0, 2.0, 6.0]).psi(np.array([3.0])).ravel()
     array([-2., -1.,  3.])
     """
+    if isinstance(data, Frequency | Sampling | Importance):
+        raise TypeError(
+            "`data` is a weight; pass it by name: mean(values, weights=...)."
+        )
     label = values if isinstance(values, str) else "mean"
     given = column_of(data, values) if isinstance(values, str) else values
     array = check_finite(as_float(given, label, 1), label)

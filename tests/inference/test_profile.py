@@ -437,3 +437,16 @@ def test_tables_take_the_method(data):
     bounds = fit.interval(method=Profile())
     assert table["lower"].equals(bounds["lower"])
     assert table["upper"].equals(bounds["upper"])
+
+
+def test_a_statistic_that_fails_on_the_way_to_its_bound_is_an_error():
+    """SciPy's own ValueError once escaped from the search."""
+    from eestim.errors import InferenceError
+    from eestim.inference._crossing import crossing
+
+    def holed(value):
+        return np.nan if 1.3 < value < 1.5 else value**2
+
+    with pytest.raises(InferenceError, match="cannot be evaluated at 1"):
+        crossing(holed, 0.0, 1.0, 2.0)
+    assert crossing(lambda value: value**2, 0.0, 1.0, 2.0) == pytest.approx(2**0.5)

@@ -69,7 +69,7 @@ def test_a_percentile_has_a_positive_variance_where_delicatessen_has_zero():
 
 @given(
     seed=st.integers(0, 10**6),
-    n=st.integers(30, 1500),
+    n=st.integers(200, 1500),  # below, the spread that sets the window is noise itself
     tau=st.floats(0.1, 0.9),
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
 )
