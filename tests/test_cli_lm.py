@@ -78,12 +78,12 @@ def test_killed_fit_resumes_to_the_same_model(place, tmp_path, monkeypatch, caps
     assert run("lm", "fit", tmp_path / "whole", *train, *options) == 0
     real, calls = training._one_step, []
 
-    def killed(state, *rest):
+    def killed(state, job, rows):
         calls.append(state.step)
         if state.step == 4:
-            state.save(rest[-1])
+            state.save(job.store)
             raise KeyboardInterrupt
-        return real(state, *rest)
+        return real(state, job, rows)
 
     monkeypatch.setattr(training, "_one_step", killed)
     assert run("lm", "fit", tmp_path / "parts", *train, *options) == 130
