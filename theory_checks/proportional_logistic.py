@@ -3,7 +3,7 @@
 Signal variance 5, independent Gaussian covariates, half of the coefficients zero.
 Classical, sandwich, oracle-adjusted and SLOE-adjusted coverage side by side, the
 observable scale, and the rescaled likelihood ratio. Run with ``--quick`` for a few
-seconds; the full size (n = 2000, p = 400) takes about two minutes.
+seconds; the full size (n = 2000, p = 400) takes about ten minutes.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    n, reps, lrt_reps = (500, 10, 80) if quick else (2000, 40, 600)
+    n, reps, lrt_reps = (500, 10, 80) if quick else (2000, 160, 1500)
     p = int(KAPPA * n)
     rng = np.random.default_rng(5)
     theory = proportional_logistic(KAPPA, SIGNAL**0.5)

@@ -68,7 +68,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    n, reps = (150, 30) if quick else (400, 60)
+    n, reps = (150, 30) if quick else (600, 100)
     p = int(0.4 * n)
     rng = np.random.default_rng(3)
     failures = 0

@@ -15,7 +15,7 @@
 - Equations and fits of the package: `regime`, `estimable`, `invariance_over_roots`,
   `adjusted_fit`.
 
-All but the last four take arrays.
+All but the last six take arrays.
 """
 
 from eestim.asymptotics.adjusted import (
@@ -54,6 +54,7 @@ from eestim.asymptotics.fits import (
     estimable,
     invariance_over_roots,
 )
+from eestim.asymptotics.free_roots import free_root
 from eestim.asymptotics.interpolation import interpolation_guard, interpolation_ratio
 from eestim.asymptotics.linearised import LinearisedPrediction, linearised_prediction
 from eestim.asymptotics.operators import (
@@ -174,6 +175,7 @@ __all__ = [
     "existence_frontier",
     "filter_weights",
     "frontier_aspect",
+    "free_root",
     "functional_covariance",
     "interpolation_guard",
     "interpolation_ratio",

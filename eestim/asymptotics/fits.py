@@ -13,6 +13,7 @@ from eestim._differentiate import response_steps
 from eestim.asymptotics.adjusted import AdjustedLogistic, adjusted_logistic
 from eestim.asymptotics.designs import constant_column, design_findings
 from eestim.asymptotics.estimable import functional_covariance
+from eestim.asymptotics.free_roots import as_given, free_root
 from eestim.asymptotics.interpolation import (
     interpolation_guard,
     vanishes_to_rounding,
@@ -28,7 +29,7 @@ from eestim.errors import (
 )
 from eestim.estimation import Estimate
 from eestim.findings import Finding
-from eestim.roots import Root, root_at, solve
+from eestim.roots import Root, root_at
 
 __all__ = ["AdjustedFit", "adjusted_fit", "estimable", "invariance_over_roots"]
 
@@ -130,8 +131,10 @@ def estimable(
 
 def _found(equation: EstimatingEquation, start: Any, root: Any) -> Root:
     if root is not None:
-        return root if isinstance(root, Root) else root_at(equation, root)
-    found = solve(equation, start).require_converged()
+        return root if isinstance(root, Root) else root_at(as_given(equation), root)
+    found = free_root(equation, start)
+    _refuse_interpolation(equation, equation.psi(found.theta), found.theta)
+    found.require_converged()
     if not found.residual < _ROOT_RESIDUAL:  # Newton is blind along the kernel of A'
         raise ConvergenceError(
             f"`start` leads to a point where psi is {found.residual:.2g} times its "

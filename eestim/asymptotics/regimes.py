@@ -8,6 +8,7 @@ import numpy as np
 from eestim._arrays import Matrix, Vector
 from eestim.asymptotics.designs import constant_column, design_findings
 from eestim.asymptotics.existence import frontier_aspect
+from eestim.asymptotics.free_roots import free_root
 from eestim.asymptotics.interpolation import (
     interpolation_ratio,
     vanishes_to_rounding,
@@ -15,7 +16,9 @@ from eestim.asymptotics.interpolation import (
 from eestim.asymptotics.rank import RankReport, rank_report
 from eestim.equations import Evaluated
 from eestim.findings import Finding
+from eestim.errors import CapabilityError
 
+from eestim.roots import Status
 __all__ = ["Regime", "regime"]
 
 CLASSICAL_ASPECT = 0.05  # p/n up to which classical errors are short by about 3%
@@ -73,7 +76,7 @@ class Regime:
         return "\n".join(lines + [str(finding) for finding in self.findings])
 
 
-def regime(fit: Any, theta: Any = None) -> Regime:
+def regime(fit: Any, theta: Any = None, *, start: Any = None) -> Regime:
     """Return the asymptotic regime of an estimate, or of an equation at a root.
 
     Decided in this order: every contribution vanishes (interpolating); the
@@ -83,14 +86,18 @@ def regime(fit: Any, theta: Any = None) -> Regime:
     Parameters
     ----------
     fit : Estimate or EstimatingEquation
-        What to look at. An equation needs `theta`.
+        What to look at; an equation that `eestim.estimate` refuses is looked at too.
     theta : (p,) array, optional
-        A root of the equation.
+        A root of the equation; without it one is sought.
+    start : (p,) array, optional
+        Where to seek it from, by default the equation's own start.
 
     Raises
     ------
-    ValueError
-        If an equation is given without theta.
+    CapabilityError
+        If an equation has no start and theta is not given.
+    ConvergenceError
+        If no root is found, other than one where psi vanishes.
 
     Examples
     --------
@@ -100,6 +107,8 @@ def regime(fit: Any, theta: Any = None) -> Regime:
     >>> regime(ee.estimate(ee.ols(y, X))).name
     'many-covariate'
     """
+    >>> regime(ee.ols(y[:20], X[:20])).name
+    'interpolating'
     equation = getattr(fit, "equation", fit)
     free = [f for f in _findings(fit) if f.name == "free direction"]
     if free and theta is None:
@@ -107,9 +116,7 @@ def regime(fit: Any, theta: Any = None) -> Regime:
     if theta is None:
         theta = getattr(fit, "theta", None)
     if theta is None:
-        raise ValueError(
-            "`theta` is needed with an equation: pass a root, or an Estimate."
-        )
+        return _without_root(equation, start)
     at = np.asarray(theta, dtype=np.float64)
     psi = equation.psi(at)
     report = rank_report(
@@ -131,10 +138,37 @@ def regime(fit: Any, theta: Any = None) -> Regime:
 
 _INTERPOLATING = (
     "psi vanishes at every unit, so the fit reproduces the data.",
+def _without_root(equation: Any, start: Any) -> Regime:
+    """Return the regime at a root sought from a start."""
+    if start is None and getattr(equation, "start", None) is None:
+        raise CapabilityError(
+            "`theta` is needed with this equation, which has no start of its own: "
+            "pass a root, `start`, or an Estimate."
+        )
+    found = free_root(equation, start)
+    if found.status is Status.DIVERGED and _is_binomial(equation):
+        counts = (int(equation.n_units), len(found.theta), 0)
+        return Regime("interpolating", *counts, counts[1] / counts[0], *_SEPARATED, ())
+    made = regime(equation, found.theta)
+    if made.name != "interpolating":
+        found.require_converged()
+    return made
+
+
     "the fit itself, and predictions of penalised or early-stopped versions of it.",
     "every sandwich of these contributions: it would be zero whatever the noise.",
     "df-debiased intervals of a penalised fit (`debiased_ridge`), linearised "
-    "predictions with their bias stated, cross-fitting, or psi of held-out units.",
+    "predictions with their bias stated (`linearised_prediction`), the limit of "
+    "descent with its filter (`spectral_root`), cross-fitting, or psi of held-out "
+    "units.",
+)
+_SEPARATED = (
+    "the outcomes are separated: psi vanishes only as theta grows without bound, where "
+    "A is zero.",
+    "penalised fits, and the separating direction.",
+    "estimates, and every interval and likelihood ratio of them: there is no root.",
+    "`separation(X, y)` for the direction, df-debiased intervals of a penalised fit "
+    "(`df_debiased`), fewer covariates or more units.",
 )
 
 
@@ -269,6 +303,10 @@ def _beyond(reason: str) -> tuple[str, str, str, str]:
 
 def _assumptions(equation: Any, theta: Vector) -> tuple[Finding, ...]:
     working = getattr(equation, "working", None)
+def _is_binomial(equation: Any) -> bool:
+    return getattr(getattr(equation, "family", None), "name", None) == "binomial"
+
+
     if working is None:
         return ()
     design = working(theta).design

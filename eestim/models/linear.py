@@ -420,9 +420,15 @@ class GeneralizedLinear:
         Raises
         ------
         IdentificationError
-            If columns are collinear, naming them.
+            If columns are collinear, naming them, or more than the rows.
         """
-        n = len(self.response)
+        n, p = len(self.response), len(self.names)
+        if n < p:
+            raise IdentificationError(
+                f"`design` has {p} columns for {n} rows; at most {n} combinations of "
+                "the parameters are identified. Drop columns, or see "
+                "ee.asymptotics.regime(equation)."
+            )
         part = self._subsample(n).design if n >= _SUBSAMPLE_FROM else self.design
         factor = equilibrated_factor(part.T @ part)
         if factor.rank == len(self.names) and factor.rcond >= threshold:
@@ -677,19 +683,12 @@ def with_offset_and_weights(
     values_or_none = aligned_weights(weights, made.data, len(made.response))
     if values_or_none is not None and not isinstance(weights, Frequency):
         values_or_none = values_or_none * (len(values_or_none) / values_or_none.sum())
-    made = replace(
+    return replace(
         made,
         offset=shift,
         row_weights=values_or_none,
         weight_kind=None if weights is None else type(weights),
     )
-    n, p = len(made.response), len(made.names)
-    if n < p:
-        raise IdentificationError(
-            f"`design` has {p} columns for {n} rows; at most {n} combinations of the "
-            "parameters are identified. Drop columns, or see ee.asymptotics."
-        )
-    return made
 
 
 def _column_or_array(made: GeneralizedLinear, given: Any, argument: str) -> Vector:
