@@ -637,6 +637,27 @@ def estimate(
         raise TypeError(
             "`equation` is already an Estimate; use its `with_covariance(rule)`."
         )
+    if root is not None and start is not None:
+        raise ValueError("pass `start` or `root`, not both.")
+    try:
+        return _solved(equation, rule, start, root)
+    except (IdentificationError, InterpolationError) as refused:
+        refused.explained_by(lambda: _regime_of(equation, start, root))
+        raise
+
+
+def _regime_of(equation: EstimatingEquation, start: Any, root: Any) -> Any:
+    """Return the regime of an equation that has no Estimate."""
+    from eestim.asymptotics import regime
+
+    at = root.theta if isinstance(root, Root) else root
+    return regime(equation, at, start=start)
+
+
+def _solved(
+    equation: EstimatingEquation, rule: CovarianceRule, start: Any, root: Any
+) -> Estimate:
+    """Return the estimate at a root, given or solved for, after refusing bad ones."""
     if root is not None:
         found = root if isinstance(root, Root) else root_at(equation, root)
     else:
@@ -662,24 +683,3 @@ def _explain_singular(equation: EstimatingEquation, root: Root) -> None:
         return
     except IdentificationError as singular:
         raise IdentificationError(f"no root found: {singular}") from None
-    if root is not None and start is not None:
-        raise ValueError("pass `start` or `root`, not both.")
-    try:
-        return _solved(equation, rule, start, root)
-    except (IdentificationError, InterpolationError) as refused:
-        refused.explained_by(lambda: _regime_of(equation, start, root))
-        raise
-
-
-def _regime_of(equation: EstimatingEquation, start: Any, root: Any) -> Any:
-    """Return the regime of an equation that has no Estimate."""
-    from eestim.asymptotics import regime
-
-    at = root.theta if isinstance(root, Root) else root
-    return regime(equation, at, start=start)
-
-
-def _solved(
-    equation: EstimatingEquation, rule: CovarianceRule, start: Any, root: Any
-) -> Estimate:
-    """Return the estimate at a root, given or solved for, after refusing bad ones."""

@@ -15,10 +15,10 @@ from eestim.asymptotics.interpolation import (
 )
 from eestim.asymptotics.rank import RankReport, rank_report
 from eestim.equations import Evaluated
-from eestim.findings import Finding
 from eestim.errors import CapabilityError
-
+from eestim.findings import Finding
 from eestim.roots import Status
+
 __all__ = ["Regime", "regime"]
 
 CLASSICAL_ASPECT = 0.05  # p/n up to which classical errors are short by about 3%
@@ -106,9 +106,9 @@ def regime(fit: Any, theta: Any = None, *, start: Any = None) -> Regime:
     >>> X, y = rng.standard_normal((100, 30)), rng.standard_normal(100)
     >>> regime(ee.estimate(ee.ols(y, X))).name
     'many-covariate'
-    """
     >>> regime(ee.ols(y[:20], X[:20])).name
     'interpolating'
+    """
     equation = getattr(fit, "equation", fit)
     free = [f for f in _findings(fit) if f.name == "free direction"]
     if free and theta is None:
@@ -136,8 +136,6 @@ def regime(fit: Any, theta: Any = None, *, start: Any = None) -> Regime:
     return _crowded(equation, at, counts)
 
 
-_INTERPOLATING = (
-    "psi vanishes at every unit, so the fit reproduces the data.",
 def _without_root(equation: Any, start: Any) -> Regime:
     """Return the regime at a root sought from a start."""
     if start is None and getattr(equation, "start", None) is None:
@@ -155,6 +153,8 @@ def _without_root(equation: Any, start: Any) -> Regime:
     return made
 
 
+_INTERPOLATING = (
+    "psi vanishes at every unit, so the fit reproduces the data.",
     "the fit itself, and predictions of penalised or early-stopped versions of it.",
     "every sandwich of these contributions: it would be zero whatever the noise.",
     "df-debiased intervals of a penalised fit (`debiased_ridge`), linearised "
@@ -301,12 +301,12 @@ def _beyond(reason: str) -> tuple[str, str, str, str]:
     )
 
 
-def _assumptions(equation: Any, theta: Vector) -> tuple[Finding, ...]:
-    working = getattr(equation, "working", None)
 def _is_binomial(equation: Any) -> bool:
     return getattr(getattr(equation, "family", None), "name", None) == "binomial"
 
 
+def _assumptions(equation: Any, theta: Vector) -> tuple[Finding, ...]:
+    working = getattr(equation, "working", None)
     if working is None:
         return ()
     design = working(theta).design
