@@ -24,7 +24,7 @@ from torch import Tensor
 
 from eestim.errors import CapabilityError
 from eestim.llm.biased import IWAE, NoiseAveraged, SharedDraw
-from eestim.llm.slopes import brier_slope, centred_slope
+from eestim.llm.slopes import brier_slope, centred_slope, distant_slope
 from eestim.llm.surrogates import (
     LatentEquation,
     centred,
@@ -138,7 +138,7 @@ class Power(LatentEquation):
     ) -> tuple[Tensor, Tensor]:
         """Return losses and their gradient, see `LatentEquation.slope`."""
         made = centred_slope(logits, targets, self.gamma)
-        return LatentEquation.slope(self, logits, targets) if made is None else made
+        return distant_slope(logits, targets, self.gamma) if made is None else made
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -196,10 +196,10 @@ class CentredIWAE(LatentEquation):
         outside: Tensor | None = None,  # noqa: ARG002 - no weights
     ) -> tuple[Tensor, Tensor]:
         """Return losses and their gradient, see `LatentEquation.slope`."""
-        made = None
-        if not self._has_groups(len(logits)):
-            made = centred_slope(logits, targets, 1.0)
-        return LatentEquation.slope(self, logits, targets) if made is None else made
+        if self._has_groups(len(logits)):
+            return LatentEquation.slope(self, logits, targets)
+        made = centred_slope(logits, targets, 1.0)
+        return distant_slope(logits, targets, 1.0) if made is None else made
 
 
 @dataclass(frozen=True, slots=True, repr=False)

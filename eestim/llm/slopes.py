@@ -13,9 +13,15 @@ import math
 import torch
 from torch import Tensor
 
-from eestim.llm.surrogates import exclusive_sums, pick, raised
+from eestim.llm.surrogates import exclusive_sums, leave_one_out, pick, raised
 
-__all__ = ["brier_slope", "centred_slope", "likelihood_slope", "mixture_slope"]
+__all__ = [
+    "brier_slope",
+    "centred_slope",
+    "distant_slope",
+    "likelihood_slope",
+    "mixture_slope",
+]
 
 _SMALLEST = 1e-30  # share of the largest draw under which float32 sums lose digits
 
@@ -81,7 +87,7 @@ def centred_slope(
 
     Sums over the other draws are made without subtraction and relative to the largest
     draw of each token. Returns None where even so a sum underflows; the caller then
-    differentiates the surrogate, which works in logarithms.
+    works in logarithms, see `distant_slope`.
     """
     log_q = torch.log_softmax(raised(logits), -1)
     draws, top = len(log_q), log_q.amax(0)
@@ -104,6 +110,33 @@ def centred_slope(
     total = slope.sum(-1, keepdim=True)
     q = _minus_target(residual, targets, sign=-1.0)
     return value, slope.sub_(q.mul_(total))
+
+
+def distant_slope(
+    logits: Tensor, targets: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    r"""Return what `centred_slope` does, for draws that are far apart.
+
+    Each of the K (K - 1) ratios :math:`q_j / \bar q_{-i}^{\gamma}` is formed in
+    logarithms, where nothing underflows: more work than sums over the other draws, less
+    than differentiating the surrogate.
+    """
+    log_q = torch.log_softmax(raised(logits), -1)
+    log_mean = leave_one_out(log_q)
+    q, draws = log_q.exp(), len(log_q)
+    residual = _minus_target(q.clone(), targets)  # minus r_i
+    instrument = log_mean
+    if gamma < 1.0:
+        instrument = ((1.0 - gamma) * log_mean).exp_() / (1.0 - gamma)
+    value = torch.linalg.vecdot(residual, instrument).mean(0)
+    slope = torch.zeros_like(q)
+    for i in range(draws):
+        for j in range(draws):
+            if i != j:
+                ratio = torch.sub(log_q[j], log_mean[i], alpha=gamma).exp_()
+                slope[j].addcmul_(residual[i], ratio)
+    slope.div_(draws * (draws - 1))
+    return value, slope.sub_(q.mul_(slope.sum(-1, keepdim=True)))
 
 
 def _minus_target(values: Tensor, targets: Tensor, sign: float = 1.0) -> Tensor:
