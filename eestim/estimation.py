@@ -12,6 +12,7 @@ import scipy
 from eestim._arrays import Matrix, Vector, as_float
 from eestim._differentiate import jacobian as difference_jacobian
 from eestim._differentiate import response_steps
+from eestim._linalg import equilibrated_factor
 from eestim.covariance.base import (
     Covariance,
     CovarianceRule,
@@ -33,13 +34,16 @@ from eestim.errors import (
     InterpolationError,
 )
 from eestim.findings import Finding
-from eestim.roots import Root, Status, root_at, solve
+from eestim.roots import DOUBTFUL, Root, Status, root_at, solve
 
 __all__ = ["Estimate", "IntervalMethod", "estimate"]
 
 IntervalMethod = Literal["wald", "t"]
 _NO_SPREAD = 1e-13  # standard error relative to the size of its terms
 _RESIDUAL_WARNED = 0.1  # of the noise: a tenth of a standard error
+_NO_DIGITS = 1e-8  # reciprocal condition whose square is the rounding of a variance
+_ADDED = 1e3  # times what is left of psi, relative to its size: as much as A may gain
+_FEW_STEPS = 10  # from a given root to the nearest one, which is near by
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -521,6 +525,7 @@ def _checked(made: Estimate, slope: Matrix | None = None) -> Estimate:
         return made
     j = int(np.flatnonzero(bad)[0])
     if np.isfinite(variance[j]) and variance[j] < 0:
+        _refuse_near_singular(made)
         raise InferenceError(
             f"the covariance rule {made.spread.rule} gives a negative variance for "
             f"{made.names[j]!r} ({variance[j]:.3g}). Use fewer ways of clustering, "
@@ -537,6 +542,47 @@ def _checked(made: Estimate, slope: Matrix | None = None) -> Estimate:
         "depend on them. Use fewer parameters or more units; for p near n see "
         "ee.asymptotics."
     )
+
+
+def _refuse_near_singular(made: Estimate) -> None:
+    """Raise where a variance is negative because A^-1 M A^-T has no digits left."""
+    equation = made.equation
+    if made.root.working is not None or isinstance(equation, Evaluated):
+        return
+    factor = equilibrated_factor(equation.sensitivity(made.theta))
+    if factor.rcond > _NO_DIGITS:
+        return
+    raise IdentificationError(
+        f"`sensitivity` is singular to the digits of its sandwich (reciprocal "
+        f"condition {factor.rcond:.1e} after scaling), whose variances come out "
+        f"negative; nearly free direction: {factor.null_direction(equation.names)}. "
+        "Fix or drop some of these parameters, or report an identified function of "
+        "them."
+    )
+
+
+def _refuse_unidentified(equation: EstimatingEquation, root: Root) -> None:
+    """Raise where A is regular at a given root only through what is left of psi.
+
+    What a root found elsewhere leaves of the equations adds to A; the nearest root
+    solved to rounding shows whether anything else keeps A regular.
+    """
+    is_model = getattr(equation, "check_root", None) is not None
+    if is_model or root.working is not None or isinstance(equation, Evaluated):
+        return
+    if getattr(equation, "blocks", None) is not None:
+        return
+    error = float(getattr(equation, "derivative_error", 0.0))
+    psi, slope = equation.psi(root.theta), equation.sensitivity(root.theta)
+    size = np.sqrt(np.mean(psi**2, axis=0))
+    left = np.max(np.abs(psi.mean(axis=0)) / np.where(size > 0, size, 1.0))
+    if slope.shape[0] != slope.shape[1]:
+        return
+    if equilibrated_factor(slope).rcond > min(DOUBTFUL, _ADDED * left):
+        return
+    nearest = solve(equation, root.theta, max_steps=_FEW_STEPS)
+    if nearest.is_converged:
+        sensitivity_factor(equation.sensitivity(nearest.theta), equation.names, error)
 
 
 def _check_interpolation(equation: EstimatingEquation, root: Root) -> None:
@@ -666,6 +712,8 @@ def _solved(
     with np.errstate(all="ignore"):  # what is not finite is refused below, by name
         if inspect is not None and np.isfinite(found.theta).all():
             inspect(found)
+        if root is not None:
+            _refuse_unidentified(equation, found)
         _explain_singular(equation, found)
         found.require_converged()
         _check_interpolation(equation, found)

@@ -20,7 +20,7 @@ from eestim.equations import EstimatingEquation, moments_at
 from eestim.errors import CapabilityError, ConvergenceError, DataError
 from eestim.moments import Moments
 
-__all__ = ["Root", "Status", "noise_residual", "root_at", "solve"]
+__all__ = ["DOUBTFUL", "Root", "Status", "noise_residual", "root_at", "solve"]
 
 _MAX_STEPS = 100
 _TINY_STEP = 1e-9  # standard errors; what is left after a last exact Newton step
@@ -28,7 +28,7 @@ _SMALL_STEP = 1e-4  # standard errors; Newton squares it: the next is rounding
 _STILL = 1e-8  # relative step of a parameter that has settled
 _FADING = 25  # steps of a vanishing psi; from a start far off, fewer are needed
 _VANISHING = 1e-5  # psi at an iterate relative to psi at the start
-_DOUBTFUL = 1e-2  # reciprocal condition below which a root is solved to rounding
+DOUBTFUL = 1e-2  # reciprocal condition below which a root is solved to rounding
 _POLISHING = 5  # steps of it, at most
 _ILL_CONDITIONED = 1e-8  # below, a better-conditioned parameterisation is asked for
 _SMALLEST_DAMPING = 2.0**-40
@@ -208,8 +208,11 @@ class _Search:
 def _newton_step(factor: Factor, mean: Vector) -> Vector:
     if factor.rank == len(mean):
         return factor.solve(mean)
-    # The shortest least-squares step in equilibrated units.
-    cut = 1e-12
+    return _truncated_step(factor, mean, 1e-12)
+
+
+def _truncated_step(factor: Factor, mean: Vector, cut: float) -> Vector:
+    """Return the shortest least-squares step in equilibrated units."""
     solution = np.linalg.lstsq(factor.equilibrated, factor.rows * mean, rcond=cut)[0]
     step: Vector = factor.columns * solution
     return step
@@ -330,7 +333,7 @@ def _search(
             _SMALL_STEP if exact and taken > 0 else _TINY_STEP
         ):
             root = search.point.theta + step
-            if factor.rcond <= _DOUBTFUL and exact:
+            if factor.rcond <= DOUBTFUL and exact:
                 root = _polished(search, root)
             return root, Status.CONVERGED, taken + 1
         if relative > 0.3 * last and not search.is_fresh:
@@ -368,7 +371,8 @@ def _polished(search: _Search, theta: Vector) -> Vector:
 
     What is left of it can hide a singular A, whose smallest singular value is then of
     the size of the residual; measured in standard errors, which A inflates, a step is
-    small long before.
+    small long before. Where A looks regular only through that residual, Newton's step
+    goes far along what it does not see; the step without that direction is tried too.
     """
     best = _evaluate(search.equation, theta)
     for _ in range(_POLISHING):
@@ -376,12 +380,24 @@ def _polished(search: _Search, theta: Vector) -> Vector:
             break
         search.point = best
         search.refresh()
-        step = _newton_step(search.factor, best.mean)
-        new = _evaluate(search.equation, best.theta + step)
-        if new is None or np.abs(new.mean).max() >= 0.5 * np.abs(best.mean).max():
+        new = _nearer_root(search, best)
+        if new is None:
             break
         best = new
     return search.point.theta if best is None else best.theta
+
+
+def _nearer_root(search: _Search, best: _Point) -> _Point | None:
+    """Return a point whose psi is at most half, by a full or a truncated step."""
+    factor = search.factor
+    for step in (
+        _newton_step(factor, best.mean),
+        _truncated_step(factor, best.mean, _ILL_CONDITIONED),
+    ):
+        new = _evaluate(search.equation, best.theta + step)
+        if new is not None and np.abs(new.mean).max() < 0.5 * np.abs(best.mean).max():
+            return new
+    return None
 
 
 def _at_a_jump(search: _Search) -> tuple[Vector, Status]:

@@ -3,6 +3,7 @@ import pytest
 from tolerances import REFERENCE
 
 import eestim as ee
+from eestim.covariance.base import Covariance
 from eestim.errors import (
     CapabilityError,
     ConvergenceError,
@@ -248,5 +249,67 @@ def test_a_product_is_not_identified_however_its_root_was_reached(seed):
     equation = Product(x, 1.5 * x + rng.normal(size=40))
     with pytest.raises(IdentificationError, match=r"free direction: \+1\*a -\S+\*b"):
         ee.estimate(equation)
-    with pytest.raises((IdentificationError, InferenceError)):
+    with pytest.raises(IdentificationError, match=r"free direction: .*a .*b"):
         ee.estimate(equation, start=[0.3, 2.0])
+
+
+@pytest.mark.parametrize("off", [1e-12, 1e-9, 1e-6, 1e-3])
+@pytest.mark.parametrize("is_analytic", [True, False])
+def test_a_product_is_not_identified_at_a_root_found_elsewhere(off, is_analytic):
+    """What the given root leaves of psi made A regular, with ses of every size."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=40)
+    y = 1.5 * x + rng.normal(size=40)
+    equation = Product(x, y)
+    if not is_analytic:
+        alike = lambda theta, data: Product(data["x"], data["y"]).psi(theta)  # noqa: E731
+        equation = ee.equation(alike, {"x": x, "y": y}, [1.0, 1.0], names=["a", "b"])
+    slope = (x @ y) / (x @ x)
+    root = np.array([0.5, 2.0 * slope]) * (1.0 + off)
+    with pytest.raises(IdentificationError, match=r"free direction: .*a .*b"):
+        ee.estimate(equation, root=root)
+
+
+def test_an_identified_root_found_elsewhere_keeps_its_error_however_scaled():
+    """The control: nearly collinear covariates are hard to tell apart, but can be."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=60)
+    data = {
+        "y": x + rng.normal(size=60),
+        "X": np.column_stack([x, x + 1e-3 * rng.normal(size=60)]),
+    }
+
+    def psi(theta, data):
+        return (data["y"] - data["X"] @ theta)[:, None] * data["X"]
+
+    fit = ee.estimate(ee.ols(data["y"], data["X"]))
+    own = ee.equation(psi, data, [0.0, 0.0])
+    given = ee.estimate(own, root=fit.theta * (1 + 1e-9))
+    np.testing.assert_allclose(given.se, fit.se, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("gap", "error", "told"),
+    [
+        (1e-6, IdentificationError, r"nearly free direction: .*x0 .*x1"),
+        (1.0, InferenceError, "negative variance"),
+    ],
+)
+def test_a_negative_variance_is_laid_to_a_only_where_a_has_no_digits(gap, error, told):
+    x, z, noise = np.random.default_rng(5).normal(size=(3, 60))
+    X = np.column_stack([x, x + gap * z])
+
+    def negative(equation, root):
+        return Covariance(-np.eye(2), "negative", "none")
+
+    def psi(theta, data):
+        return (data["y"] - data["X"] @ theta)[:, None] * data["X"]
+
+    def slope(theta, data):
+        return -data["X"].T @ data["X"] / 60
+
+    equation = ee.equation(
+        psi, {"y": x + noise, "X": X}, [0.0, 0.0], names=["x0", "x1"], jacobian=slope
+    )
+    with pytest.raises(error, match=told):
+        ee.estimate(equation, covariance=negative)

@@ -13,7 +13,7 @@
   `dense_operators` (in torch: `eestim.autodiff.surrogate_operators`).
 
 - Equations and fits of the package: `regime`, `estimable`, `invariance_over_roots`,
-  `adjusted_fit`.
+  `adjusted_fit`, `free_root`, `term_sizes`.
 
 All but the last six take arrays.
 """
@@ -122,6 +122,7 @@ from eestim.asymptotics.spectral import (
     filter_weights,
     spectral_root,
 )
+from eestim.asymptotics.terms import term_sizes
 
 __all__ = [
     "AdjointSolution",
@@ -208,5 +209,6 @@ __all__ = [
     "sloe",
     "solve_adjoint",
     "spectral_root",
+    "term_sizes",
     "weak_rank",
 ]

@@ -232,6 +232,7 @@ def functional_covariance(
     derivative_error: float = 0.0,
     rank: int | None = None,
     names: Sequence[str] | None = None,
+    terms: Any = None,
     minimum_norm: bool = False,
 ) -> FunctionalCovariance:
     r"""Return the covariance of estimable functionals when A may be singular.
@@ -251,7 +252,7 @@ def functional_covariance(
         Gradients of the functionals, one a row.
     n_units : int
         Number of independent units, n.
-    derivative_error, rank, names
+    derivative_error, rank, names, terms
         See `rank_report`.
     minimum_norm : bool
         Accept an M that leaves the range of A, with the minimum-norm inverse.
@@ -282,7 +283,12 @@ def functional_covariance(
     if n_units < 1:
         raise ValueError(f"`n_units` is {n_units}; at least one unit is needed.")
     report = rank_report(
-        A, M, derivative_error=derivative_error, rank=rank, names=names
+        A,
+        M,
+        derivative_error=derivative_error,
+        rank=rank,
+        names=names,
+        terms=terms,
     )
     meat = as_float(M, "M", ndim=2)
     rows = _as_rows(gradient, report.n_parameters)

@@ -19,6 +19,7 @@ from eestim.asymptotics.interpolation import (
     vanishes_to_rounding,
 )
 from eestim.asymptotics.rank_wald import RootInvariance, root_invariance
+from eestim.asymptotics.terms import term_sizes
 from eestim.covariance.base import Covariance
 from eestim.equations import EstimatingEquation, Evaluated
 from eestim.errors import (
@@ -105,6 +106,7 @@ def estimable(
         derivative_error=error,
         rank=rank,
         names=equation.names,
+        terms=term_sizes(equation, theta),
     )
     report = result.report
     spread = Covariance(

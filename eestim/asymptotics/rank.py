@@ -21,6 +21,7 @@ _MOST_PASSES, _FEWEST_PASSES, _ENTRIES = 2000, 50, 2e8  # of balancing, and its 
 _BALANCED = 1e-10  # last relative change of the factors
 _DRIFT, _DRIFT_PASSES, _DRIFT_SPREAD = 0.05, 10, 0.02  # a constant rate of growth
 _SHARE_SHOWN = 0.05  # of the largest entry of a direction that is put in words
+_SUMMED = 100.0  # roundings of its terms that an entry of A may be off by
 
 RankStatus = Literal["full_rank", "rank_deficient", "ambiguous_rank"]
 
@@ -258,6 +259,7 @@ def rank_report(
     derivative_error: float = 0.0,
     rank: int | None = None,
     names: Sequence[str] | None = None,
+    terms: Any = None,
 ) -> RankReport:
     r"""Return the rank of a sensitivity, how clear it is, and what is free.
 
@@ -268,7 +270,9 @@ def rank_report(
     .. math:: \tau = \sigma_1 \max\{10 \max(q, P)\, \epsilon,\; 10\, \delta\}
 
     with :math:`\epsilon` the rounding of the dtype of A and :math:`\delta` the
-    relative error of a numerical derivative.
+    relative error of a numerical derivative. From A alone a column that is zero up
+    to rounding looks like one in small units; with the size of its `terms` it counts
+    as zero, and a small column whose terms are as small does not.
 
     Parameters
     ----------
@@ -283,13 +287,17 @@ def rank_report(
         Use this rank instead of deciding, after looking at the `cuts`.
     names : sequence of str, optional
         Names of the P parameters, for messages.
+    terms : (q, P) array, optional
+        Mean size of the terms that each entry of A is a mean of (`term_sizes`).
+        Entries below ``max(100 eps, 10 derivative_error) * terms`` are rounding,
+        and count as zero.
 
     Raises
     ------
     DataError
-        If A or M is not a finite matrix.
+        If A, M or `terms` is not a finite matrix.
     ValueError
-        If M, `rank` or `names` do not fit A.
+        If M, `rank`, `names` or `terms` do not fit A.
 
     References
     ----------
@@ -316,6 +324,8 @@ def rank_report(
     )
     if len(labels) != p:
         raise ValueError(f"`names` has {len(labels)} entries; A has {p} columns.")
+    if terms is not None:
+        matrix = _without_rounding(matrix, terms, dtype, derivative_error)
     decomposition = scaled_svd(matrix)
     tolerance = rank_tolerance((q, p), dtype, derivative_error)
     values = decomposition.values
@@ -342,6 +352,22 @@ def rank_report(
     )
 
 
+def _without_rounding(
+    matrix: Matrix, terms: Any, dtype: np.dtype[Any], derivative_error: float
+) -> Matrix:
+    """Return A with the entries set to zero that are rounding of their terms."""
+    sizes = np.abs(check_finite(as_float(terms, "terms", ndim=2), "terms"))
+    if sizes.shape != matrix.shape:
+        raise ValueError(f"`terms` has shape {sizes.shape}; A has {matrix.shape}.")
+    share = max(_SUMMED * _eps(dtype), 10.0 * derivative_error)
+    kept: Matrix = np.where(np.abs(matrix) > share * sizes, matrix, 0.0)
+    return kept
+
+
+def _eps(dtype: np.dtype[Any]) -> float:
+    return float(np.finfo(dtype if dtype.kind == "f" else float).eps)
+
+
 def _raw_values(matrix: Matrix) -> Vector:
     return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
 
@@ -354,8 +380,7 @@ def rank_tolerance(
     >>> rank_tolerance((2, 2), np.dtype(float), 1e-8)
     1e-07
     """
-    eps = float(np.finfo(dtype).eps if dtype.kind == "f" else np.finfo(float).eps)
-    return 10.0 * max(max(shape, default=1) * eps, derivative_error)
+    return 10.0 * max(max(shape, default=1) * _eps(dtype), derivative_error)
 
 
 def _decide(

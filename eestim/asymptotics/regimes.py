@@ -14,6 +14,7 @@ from eestim.asymptotics.interpolation import (
     vanishes_to_rounding,
 )
 from eestim.asymptotics.rank import RankReport, rank_report
+from eestim.asymptotics.terms import term_sizes
 from eestim.equations import Evaluated
 from eestim.errors import CapabilityError
 from eestim.findings import Finding
@@ -124,6 +125,7 @@ def regime(fit: Any, theta: Any = None, *, start: Any = None) -> Regime:
         psi.T @ psi / len(psi),
         derivative_error=float(getattr(equation, "derivative_error", 0.0)),
         names=equation.names,
+        terms=term_sizes(equation, at),
     )
     counts = (int(equation.n_units), len(at), report.rank, len(at) / equation.n_units)
     if _vanishes(equation, psi, at):

@@ -8,6 +8,7 @@ from eestim._arrays import Vector
 from eestim.asymptotics.estimable import estimability
 from eestim.asymptotics.existence import frontier_aspect, separation
 from eestim.asymptotics.rank import RankReport, rank_report
+from eestim.asymptotics.terms import term_sizes
 from eestim.diagnostics._verdicts import not_applicable, solved
 from eestim.equations import EstimatingEquation, moments_at, require
 from eestim.errors import SeparationError
@@ -35,6 +36,7 @@ def rank_of(equation: EstimatingEquation, theta: Vector) -> RankReport:
         moments.meat,
         derivative_error=float(getattr(equation, "derivative_error", 0.0)),
         names=equation.names,
+        terms=term_sizes(equation, theta),
     )
 
 

@@ -6,8 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import EXACT, REFERENCE
 
-from eestim.asymptotics import rank_report, scaled_svd
-from eestim.errors import DataError
+import eestim as ee
+from eestim.asymptotics import (
+    estimability,
+    estimable,
+    rank_report,
+    scaled_svd,
+    term_sizes,
+)
+from eestim.errors import DataError, IdentificationError
 
 
 def deficient(seed: int, p: int, rank: int) -> np.ndarray:
@@ -139,6 +146,83 @@ def test_range_violation_matches_the_projection_formula():
     assert rank_report(A, M).range_violation == pytest.approx(expected, rel=REFERENCE)
     assert rank_report(A, A).range_violation < EXACT
     assert np.isnan(rank_report(A).range_violation)
+
+
+def orthogonal_sample(n=80, seed=6):
+    """x of mean 0 and variance 1, orthogonal to the residuals of y up to rounding."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(n)
+    x = (x - x.mean()) / x.std()
+    y = 2.0 + rng.standard_normal(n)
+    y -= (x @ y / n) * x
+    return {"y": y, "x": x}
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("is_analytic", [True, False])
+def test_a_column_of_rounding_is_free_as_in_the_counter_example(kappa, is_analytic):
+    """psi = (y - mu)(1 + kappa x) with x orthogonal to y: mu is estimable, kappa free.
+
+    The error of mu is sigma sqrt(1 + kappa^2), which depends on the root.
+    """
+    data = orthogonal_sample()
+    equation = counter_example(data, is_analytic)
+    mu = data["y"].mean()
+    theta = np.array([mu, kappa])
+    A = equation.sensitivity(theta)
+    assert 0 < abs(A[0, 1]) < 1e-9  # rounding, not zero: scaling alone would keep it
+    fit = estimable(equation, lambda t: t[0], root=theta, names=["mu"])
+    sigma = np.sqrt(np.mean((data["y"] - mu) ** 2 * (1 + kappa * data["x"]) ** 2))
+    np.testing.assert_allclose(fit.se["mu"], sigma / np.sqrt(80), rtol=1e-6)
+    with pytest.raises(IdentificationError, match="kappa"):
+        estimable(equation, lambda t: t[1], root=theta)
+    alone = estimability(A, [1.0, 0.0])  # the control: A without the terms
+    assert not alone.is_estimable[0]
+
+
+def counter_example(data, is_analytic):
+    """One equation for two parameters, written twice."""
+
+    def psi(theta, data):
+        one = (data["y"] - theta[0]) * (1 + theta[1] * data["x"])
+        return np.column_stack([one, one])
+
+    def slope(theta, data):
+        rows = np.column_stack(
+            [-1 - theta[1] * data["x"], (data["y"] - theta[0]) * data["x"]]
+        )
+        return np.tile(rows.mean(axis=0), (2, 1))
+
+    given = {"jacobian": slope} if is_analytic else {}
+    return ee.equation(psi, data, [0.0, 0.0], names=["mu", "kappa"], **given)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e12])
+@pytest.mark.parametrize("is_analytic", [True, False])
+def test_a_small_but_genuine_column_counts_by_its_terms(scale, is_analytic):
+    """The control: a covariate in other units is small in A and in its terms alike."""
+    rng = np.random.default_rng(7)
+    X = rng.standard_normal((50, 2)) * np.array([1.0, scale])
+    equation = ee.equation(
+        lambda t, d: (d["y"] - d["X"] @ t)[:, None] * d["X"],
+        {"y": X[:, 0] + rng.standard_normal(50), "X": X},
+        [0.0, 0.0],
+        **({"jacobian": lambda t, d: -d["X"].T @ d["X"] / 50} if is_analytic else {}),
+    )
+    theta = np.linalg.lstsq(X / np.array([1, scale]), equation.data["y"])[0]
+    theta = theta / np.array([1.0, scale])
+    A, terms = equation.sensitivity(theta), term_sizes(equation, theta)
+    np.testing.assert_allclose(terms, np.abs(X).T @ np.abs(X) / 50, rtol=1e-5)
+    assert rank_report(A, terms=terms).rank == 2
+    # a share of the terms far above rounding is no cancellation
+    for entry, expected in ((1e-9, 1e-9), (1e-15, 0.0)):
+        free = rank_report([[1.0, entry]], terms=[[1.0, 1.0]]).null_space[:, 0]
+        assert abs(free[0]) == pytest.approx(expected, rel=1e-6, abs=1e-30)
+
+
+def test_terms_must_fit_a():
+    with pytest.raises(ValueError, match="terms"):
+        rank_report(np.eye(2), terms=np.ones((1, 2)))
 
 
 def test_free_direction_is_named_in_original_units():
