@@ -82,10 +82,12 @@ def false_alarms(total, start, sizes):
     """Run rounds of examples until there are that many in all; return the alarms.
 
     An example is one data set with its seeds, on which every property that applies is
-    checked. A round has a few of every equation, and as many on drawn designs.
+    checked. A round has a few of every equation, and as many on drawn designs. Round k
+    has the seed ``start + k``, so that a run can be split, or gone on with, by `start`.
+    An alarm ends its equation's examples of the round, and none of the others.
     """
     (each, on_designs), listed, alarms = sizes, sources(), []
-    examples_done, checks, number = 0, 0, 0
+    examples_done, checks, number, reported = 0, 0, 0, 0
     began = time.process_time()
     while examples_done < total:
         for name, given_equation, data in listed:
@@ -97,17 +99,15 @@ def false_alarms(total, start, sizes):
             ran, held, found = drawn(kind, on_designs, start + number)
             examples_done, checks = examples_done + ran, checks + held
             alarms += [(f"{kind} design", alarm) for alarm in found]
-        number += 1
+        for name, alarm in alarms[reported:]:
+            print(f"\nFALSE ALARM {name}: {str(alarm)[:3000]}", flush=True)
+        number, reported = number + 1, len(alarms)
         spent = time.process_time() - began
         print(
-            f"round {number}: {examples_done} examples, about {checks} checks of a "
+            f"round {number}, seed {start + number - 1}: {examples_done} examples, about {checks} checks of a "
             f"property, {len(alarms)} false alarms, {spent:.0f} s",
             flush=True,
         )
-        for name, alarm in alarms:
-            print(f"\nFALSE ALARM {name}: {str(alarm)[:3000]}", flush=True)
-        if alarms:
-            break
     return alarms
 
 
