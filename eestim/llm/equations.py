@@ -265,23 +265,55 @@ class ScoreWeighted(LatentEquation):
         return only_kept(-gain.mean(0), targets)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Split(LatentEquation):
-    """One equation for the base's parameters, another for the perturbation's.
+    r"""One equation for the base's parameters, another for the perturbation's.
 
     The two share the forward pass and its draws; each group of parameters gets the
     gradient of its own loss. A model's perturbation is its submodule `perturbation`.
+
+    Two losses send two gradients down the layers. Of a step's matrix products, forward
+    F, gradients of weights F and of inputs F, the second loss repeats the last: 4/3 of
+    the cost of one loss at the least. With `perturbation_draws` m it goes down through
+    m of the K draws alone,
+
+    .. math:: \psi = \frac1m \sum_{j \le m} \psi_j \quad\text{for}\quad
+              \psi = \frac1K \sum_{j \le K} \psi_j,
+              \quad \psi_j \text{ the part through } q(Z_j),
+
+    where each part still meets the residuals of all the other draws: unbiased for the
+    same root, noisier, at 1 + m / (3 K) of the cost.
 
     Parameters
     ----------
     base, perturbation : LatentEquation
         For example ``Split(base=NoiseAveraged(), perturbation=Brier())``.
+    perturbation_draws : int, optional
+        m; all K by default.
     """
 
     base: LatentEquation
     perturbation: LatentEquation
+    perturbation_draws: int | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        """Return the constructor's call."""
+        few = self.perturbation_draws
+        tail = "" if few is None else f", perturbation_draws={few}"
+        return f"Split(base={self.base}, perturbation={self.perturbation}{tail})"
 
     def __post_init__(self) -> None:
+        few = self.perturbation_draws
+        if few is not None and few < 1:
+            raise ValueError(f"`perturbation_draws` is {few}; it must be at least 1.")
+        is_even = not isinstance(self.perturbation, ScoreWeighted)
+        if few is not None and not (is_even or self.perturbation.lagged):
+            raise ValueError(
+                f"`perturbation_draws` is {few}, but {self.perturbation} uses its "
+                "draws unevenly: the first half makes weights and has no gradient. "
+                "Give it weights from an older copy (`lag`), or leave "
+                "`perturbation_draws` out."
+            )
         for name in ("base", "perturbation"):
             if isinstance(getattr(self, name), Split):
                 raise ValueError(f"`{name}` is itself a Split; give it one equation.")

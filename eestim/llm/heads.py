@@ -65,6 +65,7 @@ def fused_losses(
     outside: tuple[Tensor, Linear] | None = None,
     kept: int | None = None,
     wanted: tuple[bool, ...] | None = None,
+    few: Tensor | None = None,
     chunk_bytes: int = _CHUNK_BYTES,
 ) -> Tensor:
     """Return the losses of an equation without ever holding all logits.
@@ -85,6 +86,9 @@ def fused_losses(
         Divisor of the losses; by default the number of positions with a target.
     wanted : tuple of bool, optional
         Which of the losses will be differentiated; by default all.
+    few : (m, ..., width) tensor, optional
+        The first m draws of `hidden` on a graph of their own, which alone gets the
+        gradient of the second loss of a `Split`, times K / m.
     chunk_bytes : int
         Size of the logits of one chunk.
 
@@ -110,6 +114,9 @@ def fused_losses(
         kept = len(observed)
     states = hidden.flatten(1, -2)
     states = states if rows is None else states[:, rows]
+    if few is not None:
+        few = few.flatten(1, -2)
+        few = few if rows is None else few[:, rows]
     older = None
     if outside is not None:
         flat = outside[0].detach().flatten(1, -2)
@@ -119,6 +126,7 @@ def fused_losses(
         states,
         head.weight,
         head.bias,
+        few,
         observed,
         parts,
         (True,) * len(parts) if wanted is None else wanted,
@@ -150,6 +158,7 @@ class _Fused(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        few: Tensor | None,
         targets: Tensor,
         parts: tuple[LatentEquation, ...],
         wanted: tuple[bool, ...],
@@ -159,7 +168,8 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         """Return the losses, (number of parts,)."""
         leaves = ctx.needs_input_grad[:3]
-        work = _Work(hidden, weight, bias, parts, wanted, leaves, 1.0 / kept)
+        count = None if few is None else len(few)
+        work = _Work(hidden, weight, bias, parts, wanted, leaves, 1.0 / kept, count)
         losses = torch.zeros(len(parts), dtype=torch.float64)
         n_positions = len(targets)
         size = positions_in(chunk_bytes, hidden, weight)
@@ -177,8 +187,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
         """Return the kept gradients times those of the losses; each is kept once."""
         scales = slope.double().tolist()
-        of_hidden, of_weight, of_bias = ctx.work.hand_over(scales)
-        return of_hidden, of_weight, of_bias, None, None, None, None, None, None
+        return *ctx.work.hand_over(scales), None, None, None, None, None, None
 
 
 class _Work:
@@ -193,8 +202,9 @@ class _Work:
         wanted: tuple[bool, ...],
         leaves: tuple[bool, bool, bool],
         scale: float,
+        few: int | None,
     ) -> None:
-        self.scale = scale
+        self.scale, self.few = scale, few
         self.dtype = _product_dtype(weight)
         self.loss_dtype = raised(weight.new_empty(0)).dtype
         self.hidden, self.parts = hidden.detach(), parts
@@ -202,7 +212,10 @@ class _Work:
             weight.detach().to(self.dtype), None if bias is None else bias.detach()
         )
         self.of_hidden: list[Tensor | None] = (
-            [torch.empty_like(hidden) if w else None for w in wanted]
+            [
+                torch.empty_like(hidden[: few if number else None]) if w else None
+                for number, w in enumerate(wanted)
+            ]
             if leaves[0]
             else []
         )
@@ -240,6 +253,8 @@ class _Work:
 
     def _fold(self, number: int, slope: Tensor, here: slice, states: Tensor) -> None:
         """Carry a gradient in the logits over to the hidden states and the head."""
+        if number > 0 and self.few is not None:
+            slope, states = slope[: self.few], states[: self.few]
         flat = slope.flatten(0, 1)
         if self.of_hidden:
             kept = self.of_hidden[number]
@@ -256,28 +271,30 @@ class _Work:
         if self.of_bias is not None:
             self.of_bias += flat.sum(0, dtype=self.loss_dtype)
 
-    def hand_over(
-        self, scales: list[float]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return gradients (hidden, weight, bias) times scales, and forget them.
+    def hand_over(self, scales: list[float]) -> tuple[Tensor | None, ...]:
+        """Return gradients (hidden, weight, bias, few) times scales; forget them.
 
         They are large, and whoever receives them may change them in place.
         """
-        of_hidden = None
+        of_hidden = of_few = None
         for number, scale in enumerate(scales):
             if not scale or not self.of_hidden:
                 continue
-            one = _times(self.of_hidden[number], scale)
-            of_hidden = one if of_hidden is None else of_hidden + one
+            if number > 0 and self.few is not None:
+                share = self.hidden.shape[0] / self.few
+                of_few = _times(self.of_hidden[number], scale * share)
+            else:
+                one = _times(self.of_hidden[number], scale)
+                of_hidden = one if of_hidden is None else of_hidden + one
             self.of_hidden[number] = None
         if not scales[0]:
-            return of_hidden, None, None
+            return of_hidden, None, None, of_few
         of_weight, of_bias = (
             None if g is None else _times(g, scales[0])
             for g in (self.of_weight, self.of_bias)
         )
         self.of_weight = self.of_bias = None
-        return of_hidden, of_weight, of_bias
+        return of_hidden, of_weight, of_bias, of_few
 
 
 def _times(gradient: Tensor | None, scale: float) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from eestim.asymptotics.operators import EquationOperators, solve_adjoint
 from eestim.autodiff import surrogate_operators
 from eestim.errors import CapabilityError, IdentificationError
+from eestim.llm.biased import IWAE, NoiseAveraged, SharedDraw
 from eestim.llm.equations import Brier
 from eestim.llm.protocols import Units
 from eestim.llm.scores import Which, chosen, equation_parts, logits_at, unit_batches
@@ -30,7 +31,9 @@ __all__ = ["Influence", "influence", "latent_operators"]
 
 Array = npt.NDArray[np.float64]
 Values = dict[str, Tensor]
+Solver = Literal["lsmr", "minres"]
 _SHOWN = 3
+_LOSSES = (NoiseAveraged, SharedDraw, IWAE)
 _REFINED = 0.1  # residual of the second solve, relative to that of the first
 
 
@@ -102,30 +105,45 @@ def latent_operators(
         raise ValueError(f"`ridge` is {ridge}; it must be non-negative and finite.")
     wanted = chosen(model, parameters)
     batches = _Batches(as_units(model, documents), batch_size, seed, sets)
-    with plain_attention(model):
-        maps = surrogate_operators(
-            _surrogate(model, equation, wanted, draws),
-            {name: p.detach() for name, p in wanted.items()},
-            batches,
-            units=batches.codes(),
-            kind=kind,
-            seed=seed,
-        )
+
+    def made(*, as_trained: bool) -> EquationOperators:
+        parts = equation_parts(equation, wanted, as_trained=as_trained)
+        with plain_attention(model):
+            return surrogate_operators(
+                _surrogate(model, equation, parts, draws),
+                {name: p.detach() for name, p in wanted.items()},
+                batches,
+                units=batches.codes(),
+                kind=kind,
+                seed=seed,
+            )
+
+    maps = made(as_trained=False)
+    has_few = getattr(equation, "perturbation_draws", None) is not None
+    psi = made(as_trained=True).psi if has_few else maps.psi
     return replace(
         maps,
+        scale=_balanced(maps.scale, ridge),
         sensitivity=_within(model, maps.sensitivity, ridge),
-        psi=_within(model, maps.psi, 0.0),
+        psi=_within(model, psi, 0.0),
     )
+
+
+def _balanced(scale: Array | None, ridge: float) -> Array | None:
+    r"""Return the scale of :math:`A + \lambda I` from that of A, measured by psi."""
+    if scale is None or ridge == 0.0:
+        return scale
+    return np.asarray((scale**-2.0 + ridge) ** -0.5)
 
 
 def _surrogate(
     model: nn.Module,
     equation: LatentEquation,
-    wanted: dict[str, nn.Parameter],
+    parts: list[tuple[LatentEquation, dict[str, nn.Parameter]]],
     draws: int,
 ) -> Any:
     """Return S(u, t) of each row of a batch; for `Split` each group's own, added."""
-    parts = equation_parts(equation, wanted)
+    is_plain = isinstance(equation, _LOSSES)  # which never look at t
 
     def rows(moving: Values, still: Values, given: Any) -> Tensor:
         batch, generator, state = given
@@ -134,11 +152,12 @@ def _surrogate(
             generator.set_state(state)
             return logits_at(model, values, batch, draws, generator)
 
-        fixed, targets = logits(still), model.targets(batch)  # type: ignore[operator]
+        targets = model.targets(batch)  # type: ignore[operator]
+        fixed = None if is_plain else logits(still)
         total = None
         for part, names in parts:
             moved = logits(still | {name: moving[name] for name in names})
-            value = part.surrogate(moved, fixed, targets)
+            value = part.surrogate(moved, moved if fixed is None else fixed, targets)
             value = value.reshape(len(value), -1).sum(1)
             total = value if total is None else total + value
         if total is None:
@@ -172,6 +191,8 @@ class Influence:
 
     Attributes
     ----------
+    coefficients : (P,) array
+        c.
     rows : (sets, n) array
     residual : float
         :math:`\|g - A'c\| / \|g\|` after the solve.
@@ -181,9 +202,10 @@ class Influence:
     condition : float
         Estimated condition number of A on the directions that were met.
     iterations : int
-        LSMR iterations, each a product with A and one with A'.
+        Steps of the solver, see `solve_adjoint`.
     """
 
+    coefficients: Array
     rows: Array
     residual: float
     solve_error: float
@@ -198,8 +220,9 @@ def influence(
     n_units: int,
     tolerance: float,
     max_iterations: int | None = None,
+    solver: Solver = "lsmr",
 ) -> Influence:
-    """Return c'psi_i of one functional by LSMR and a forward-mode pass.
+    """Return c'psi_i of one functional by an iterative solve and a forward-mode pass.
 
     Raises
     ------
@@ -209,7 +232,11 @@ def influence(
     ConvergenceError
         If the solve needs more iterations.
     """
-    options: dict[str, Any] = {"column_scale": maps.scale, "row_scale": maps.scale}
+    options: dict[str, Any] = {
+        "column_scale": maps.scale,
+        "row_scale": maps.scale,
+        "solver": solver,
+    }
     first = solve_adjoint(
         maps.sensitivity,
         gradient,
@@ -242,5 +269,5 @@ def influence(
         c = c + more.coefficients
     found: Array = np.sum(rows, axis=0).reshape(-1, n_units)
     return Influence(
-        found, first.relative_residual, change, first.condition, iterations
+        c, found, first.relative_residual, change, first.condition, iterations
     )

@@ -249,6 +249,21 @@ class LatentPrefixLM(nn.Module):
         with bypassed([self._head()]):
             return self._draw(batch, draws, generator)
 
+    def draw_hidden_apart(
+        self, batch: Any, sizes: tuple[int, ...], generator: Generator
+    ) -> list[Tensor]:
+        """Return the states of `draw_hidden` in groups of draws.
+
+        Each group, of the size given, is on a graph of its own from the site upwards.
+        """
+        rows = as_token_batch(batch)
+        states = self.embed(rows)
+        latents = self.latents(states, sum(sizes), generator, rows)
+        return [
+            self.hidden_of(self.perturb(states, some, rows), rows)
+            for some in torch.split(latents, list(sizes))
+        ]
+
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of last hidden states (..., width)."""
         logits: Tensor = self._head()(hidden)

@@ -7,7 +7,7 @@ document (or any independent row), never the token.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ from eestim.llm.perturbations import Perturbation
 from eestim.llm.prefix import LatentPrefixLM, as_token_batch
 from eestim.llm.protocols import Units, check_model
 from eestim.llm.sites import Site
-from eestim.llm.surrogates import LatentEquation, check_draws
+from eestim.llm.surrogates import LatentEquation, check_draws, through_first
 from eestim.llm.training import as_units, step_generator
 
 __all__ = [
@@ -187,7 +187,7 @@ def score_sets(
         for batch, owner, generator in unit_batches(units, batch_size, seed, number):
             state = generator.get_state()
             columns = []
-            for part, names in equation_parts(equation, wanted):
+            for part, names in equation_parts(equation, wanted, as_trained=True):
                 generator.set_state(state)  # every group meets the same draws
                 columns.append(rule(model, part, names, batch, draws, generator))
             rows = _in_order(columns, wanted).detach()
@@ -210,15 +210,38 @@ def count_parameters(wanted: dict[str, nn.Parameter]) -> int:
     return sum(p.numel() for p in wanted.values())
 
 
+@dataclass(frozen=True, slots=True)
+class _Few(LatentEquation):
+    """psi of another equation through its first draws alone, as `Split` trains it."""
+
+    whole: LatentEquation
+    draws: int
+
+    def surrogate(self, moving: Tensor, still: Tensor, targets: Tensor) -> Tensor:
+        """Return S(u, t); its derivative in t at a moving u is not that of psi."""
+        return self.whole.surrogate(through_first(moving, self.draws), still, targets)
+
+
 def equation_parts(
-    equation: LatentEquation, wanted: dict[str, nn.Parameter]
+    equation: LatentEquation,
+    wanted: dict[str, nn.Parameter],
+    *,
+    as_trained: bool = False,
 ) -> list[tuple[LatentEquation, dict[str, nn.Parameter]]]:
-    """Return which equation the parameters solve; two groups for `Split`."""
+    """Return which equation the parameters solve; two groups for `Split`.
+
+    `as_trained` is for psi, which a `Split` may make of few draws: its variance is
+    that of training. The sensitivity is the same in the mean with all draws, and needs
+    them, since psi of few draws depends on the parameters through the others too.
+    """
     if not isinstance(equation, Split):
         return [(equation, wanted)]
     phi = {n: p for n, p in wanted.items() if n.startswith("perturbation.")}
     base = {n: p for n, p in wanted.items() if n not in phi}
-    pairs = [(equation.base, base), (equation.perturbation, phi)]
+    of_phi = equation.perturbation
+    if as_trained and equation.perturbation_draws is not None:
+        of_phi = _Few(of_phi, equation.perturbation_draws)
+    pairs = [(equation.base, base), (of_phi, phi)]
     return [(part, names) for part, names in pairs if names]
 
 

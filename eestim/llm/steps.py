@@ -23,7 +23,7 @@ from eestim.llm.protocols import IntArray, Units
 from eestim.llm.randomness import unit_generators
 from eestim.llm.replicates import replicated
 from eestim.llm.sizes import SizePenalty, squared_size_of
-from eestim.llm.surrogates import IGNORED, LatentEquation
+from eestim.llm.surrogates import IGNORED, LatentEquation, through_first
 
 __all__ = ["Found", "Team", "autocast", "losses_of", "step_gradients"]
 
@@ -153,8 +153,9 @@ class _Sums:
         if len(losses) == 1:
             self._collect(last, self.base + self.phi, 0)
             return
-        self._collect(losses[0], self.base, 0, keep=bool(self.phi))
-        self._collect(last, self.phi, len(self.base))
+        # The smaller pass first: the second frees the graph as it goes.
+        self._collect(last, self.phi, len(self.base), keep=bool(self.base))
+        self._collect(losses[0], self.base, 0)
 
     def _collect(
         self, loss: Tensor, leaves: list[Tensor], first: int, keep: bool = False
@@ -199,10 +200,11 @@ def losses_of(
         if not is_fused:
             logits = model.draw_logits(batch, draws, generator)  # type: ignore[operator]
             return _plain_losses(equation, logits, targets, kept, older)
-        hidden = model.draw_hidden(batch, draws, generator)  # type: ignore[operator]
-        wanted = None
+        wanted = few = None
         if isinstance(equation, Split):
             wanted = bool(state.base), bool(state.perturbation)
+            few = equation.perturbation_draws
+        hidden, apart = _hidden(model, batch, draws, few, generator)
         return fused_losses(
             equation,
             hidden,
@@ -211,7 +213,21 @@ def losses_of(
             outside=older,
             kept=kept,
             wanted=wanted,
+            few=apart,
         )
+
+
+def _hidden(
+    model: Any, batch: Any, draws: int, few: int | None, generator: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Return the hidden states of all draws, and of the first `few` once more."""
+    if few is None or few >= draws:
+        return model.draw_hidden(batch, draws, generator), None
+    if not hasattr(model, "draw_hidden_apart"):
+        hidden = model.draw_hidden(batch, draws, generator)
+        return hidden, hidden[:few]
+    apart, rest = model.draw_hidden_apart(batch, (few, draws - few), generator)
+    return torch.cat([apart, rest]), apart
 
 
 def _contrast_loss(
@@ -242,12 +258,14 @@ def _plain_losses(
     """Return the losses from the logits of all positions."""
     here = (targets != IGNORED).sum()
     losses = []
-    for part in equation_pair(equation):
+    few = getattr(equation, "perturbation_draws", None)
+    for number, part in enumerate(equation_pair(equation)):
+        moving = through_first(logits, few) if number else logits
         if older is None or part.lagged is None:
-            losses.append(part.loss(logits, targets) * (here / kept))
+            losses.append(part.loss(moving, targets) * (here / kept))
         else:
             still = torch.cat([logits.detach(), older])
-            losses.append(part.surrogate(logits, still, targets).sum() / kept)
+            losses.append(part.surrogate(moving, still, targets).sum() / kept)
     return torch.stack(losses)
 
 

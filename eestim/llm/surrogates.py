@@ -27,6 +27,7 @@ __all__ = [
     "only_kept",
     "pick",
     "raised",
+    "through_first",
 ]
 
 IGNORED = -100
@@ -111,6 +112,27 @@ def pick(values: Tensor, targets: Tensor) -> Tensor:
     """Return values[..., target]; `values` (K, ..., V), `targets` (...)."""
     index = targets.clamp_min(0).expand(values.shape[:-1]).unsqueeze(-1)
     return values.gather(-1, index).squeeze(-1)
+
+
+def through_first(logits: Tensor, draws: int | None) -> Tensor:
+    """Return the logits, whose gradients flow through the first draws alone.
+
+    They are scaled by K over `draws`, which leaves their mean as it was where the draws
+    are exchangeable.
+
+    Examples
+    --------
+    >>> logits = torch.ones(4, 2, requires_grad=True)
+    >>> through_first(logits, 1).sum().backward()
+    >>> logits.grad[:, 0]
+    tensor([4., 0., 0., 0.])
+    """
+    if draws is None or draws >= len(logits):
+        return logits
+    first, rest = logits[:draws], logits[draws:].detach()
+    fixed = first.detach()
+    scaled = fixed + (first - fixed) * (len(logits) / draws)
+    return torch.cat([scaled, rest])
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ EQUATIONS: dict[str, Any] = {
     "averaged": NoiseAveraged(),
     "IWAE": IWAE(),
     "split": Split(NoiseAveraged(), Brier()),
+    "split-1": Split(NoiseAveraged(), Brier(), perturbation_draws=1),
 }
 VOCABULARY, WIDTH, DRAWS, ROWS, LENGTH = 49_152, 576, 4, 4, 128
 
