@@ -15,6 +15,8 @@ _GROWTH = 1.5
 _FARTHEST = 1e4  # standard errors; beyond, the set counts as unbounded
 _PRECISION = 1e-9  # standard errors
 _GOLDEN = 0.381966011250105
+_SETTLED = 1e-6  # change over the last values, of the critical one
+_EDGE = 20  # halvings of the way to where a statistic cannot be evaluated
 
 
 def checked_level(level: float) -> float:
@@ -44,7 +46,7 @@ def crossing(
     ----------
     statistic : callable
         Of the value tested; below ``critical`` at the estimate. NaN where it cannot be
-        evaluated, which ends the search.
+        evaluated, which ends the search: the bound is then looked for up to there.
     estimate : float
     step : float
         Where to look first, signed: a Wald half width to one side.
@@ -55,13 +57,15 @@ def crossing(
     Returns
     -------
     float
-        Infinite (with the sign of the step) where the statistic stays below. One that
-        rises and falls again is searched for its highest value.
+        Infinite (with the sign of the step) where the statistic stays below, or has
+        settled below before numbers overflow. One that rises and falls again is
+        searched for its highest value.
 
     Raises
     ------
     InferenceError
-        If the statistic passes the critical value but is NaN on the way there.
+        If the statistic passes the critical value but is NaN on the way there, or
+        cannot be evaluated further out although it has not settled.
 
     Examples
     --------
@@ -102,7 +106,10 @@ def crossing(
         if above > 0.0:
             return between(trail[-1][0], value)
         if not above <= 0.0:
-            break
+            outside = _nearer(excess, trail, value)
+            if outside is None:
+                break
+            return between(trail[-1][0], outside)
         trail.append((value, above))
         if len(trail) > 2 and trail[-3][1] <= trail[-2][1] > above:
             peak = _raised(excess, trail[-3:])
@@ -110,6 +117,45 @@ def crossing(
                 return between(trail[-3][0], peak)
         length *= _GROWTH
     return float(np.copysign(np.inf, step))
+
+
+def _nearer(
+    excess: Callable[[float], float], trail: list[tuple[float, float]], unknown: float
+) -> float | None:
+    """Return a critical value short of where nothing is known; None if it settled.
+
+    `trail` gains the values on the way there.
+
+    Raises
+    ------
+    InferenceError
+        If the statistic was still moving where its last value is known.
+    """
+    edge = unknown
+    for _ in range(_EDGE):
+        value = (trail[-1][0] + edge) / 2.0
+        above = excess(value)
+        if above > 0.0:
+            return value
+        if above <= 0.0:
+            trail.append((value, above))
+        else:
+            edge = value
+    critical = -trail[0][1]
+    far = [
+        above
+        for value, above in trail
+        if 2 * abs(value - trail[0][0]) >= abs(trail[-1][0] - trail[0][0])
+    ]  # the outer half of the way
+    if len(far) > 1 and max(far) - min(far) <= _SETTLED * critical:
+        return None
+    raise InferenceError(
+        f"the statistic is {trail[-1][1] + critical:.4g} at {trail[-1][0]:.6g}, below "
+        f"its critical value {critical:.4g}, and cannot be evaluated further out "
+        "(numbers overflow, or psi is undefined there): whether this side of the "
+        "interval is open is not known. Use a Wald or a bootstrap interval, rescale "
+        "the covariates, or use another link."
+    )
 
 
 def _raised(

@@ -154,7 +154,10 @@ class ScoreInverted:
     -----
     M is about zero, not about the mean of psi, so the statistic is at most n. With
     many nuisance parameters the minimum takes up to a hundred evaluations of psi for
-    each value tried.
+    each value tried. It is searched from the minima passed before. Where psi grows
+    exponentially (a Poisson, or a binomial with a cloglog link) one unit far out makes
+    all of M, and the criterion falls to 1: in small samples sides are often open there,
+    and the minimum near the estimate may give a bound that a far one would not.
 
     Attributes
     ----------

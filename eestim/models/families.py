@@ -17,13 +17,22 @@ _Function = Callable[[Vector], Vector]
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    r"""A link: the mean :math:`\mu(\eta)` and its first two derivatives."""
+    r"""A link: the mean :math:`\mu(\eta)` and its first two derivatives.
+
+    Attributes
+    ----------
+    ratio, ratio_slope : callable, optional
+        :math:`\mu' / \{\mu (1 - \mu)\}` and its derivative in eta, where the quotient
+        would be 0 / 0 as soon as the mean rounds to 1.
+    """
 
     name: str
     forward: _Function
     inverse: _Function
     slope: _Function
     curvature: _Function
+    ratio: _Function | None = None
+    ratio_slope: _Function | None = None
 
 
 def _logit_slope(eta: Vector) -> Vector:
@@ -37,6 +46,30 @@ def _normal_density(eta: Vector) -> Vector:
 
 def _cloglog_slope(eta: Vector) -> Vector:
     return np.exp(eta - np.exp(np.minimum(eta, 700.0)))
+
+
+def _cloglog_ratio(eta: Vector) -> Vector:
+    rate = np.exp(np.minimum(eta, 700.0))
+    return -rate / np.expm1(-rate)
+
+
+def _cloglog_ratio_slope(eta: Vector) -> Vector:
+    ratio = _cloglog_ratio(eta)
+    return ratio * (1.0 - ratio * np.exp(-np.exp(np.minimum(eta, 700.0))))
+
+
+def _hazard(eta: Vector) -> Vector:
+    """Return the normal density over the upper tail."""
+    return np.exp(-0.5 * eta**2 - special.log_ndtr(-eta)) / math.sqrt(2.0 * math.pi)
+
+
+def _probit_ratio(eta: Vector) -> Vector:
+    return _hazard(eta) + _hazard(-eta)  # 1 / {a (1 - a)} = 1 / a + 1 / (1 - a)
+
+
+def _probit_ratio_slope(eta: Vector) -> Vector:
+    upper, lower = _hazard(eta), _hazard(-eta)
+    return upper * (upper - eta) - lower * (lower + eta)
 
 
 LINKS: dict[str, Link] = {
@@ -63,6 +96,8 @@ LINKS: dict[str, Link] = {
             special.ndtr,
             _normal_density,
             lambda eta: -eta * _normal_density(eta),
+            _probit_ratio,
+            _probit_ratio_slope,
         ),
         Link(
             "cloglog",
@@ -70,6 +105,8 @@ LINKS: dict[str, Link] = {
             lambda eta: -np.expm1(-np.exp(np.minimum(eta, 700.0))),
             _cloglog_slope,
             lambda eta: _cloglog_slope(eta) * (1.0 - np.exp(np.minimum(eta, 700.0))),
+            _cloglog_ratio,
+            _cloglog_ratio_slope,
         ),
         Link(
             "cauchit",

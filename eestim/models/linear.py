@@ -170,18 +170,27 @@ class GeneralizedLinear:
         if self.is_canonical:  # the slope of the mean is the variance function
             return _Terms(eta, mu, self.family.variance(mu), self.response - mu)
         slope = self.link.slope(eta)
-        residual = (self.response - mu) * slope / self.family.variance(mu)
+        if self.link.ratio is not None:
+            residual = (self.response - mu) * self.link.ratio(eta)
+        else:
+            residual = (self.response - mu) * slope / self.family.variance(mu)
         return _Terms(eta, mu, slope, residual)
 
     def _expected_weight(self, terms: "_Terms") -> Vector:
         if self.is_canonical:
             return terms.slope
+        if self.link.ratio is not None:
+            return terms.slope * self.link.ratio(terms.eta)
         return terms.slope**2 / self.family.variance(terms.mu)
 
     def observed_weight(self, terms: "_Terms") -> Vector:
         """Return what multiplies x x' in minus the derivative of psi."""
         if self.is_canonical:
             return terms.slope
+        if self.link.ratio is not None and self.link.ratio_slope is not None:
+            change = self.link.ratio_slope(terms.eta)
+            expected = terms.slope * self.link.ratio(terms.eta)
+            return expected - (self.response - terms.mu) * change
         variance = self.family.variance(terms.mu)
         change = self.link.curvature(terms.eta) / variance
         change -= terms.slope**2 * self.family.variance_slope(terms.mu) / variance**2

@@ -376,6 +376,46 @@ def test_psi_too_large_for_a_number_leaves_the_set_open():
     )
 
 
+def test_a_statistic_that_still_grows_where_it_ends_is_an_error_not_an_open_side():
+    with pytest.raises(InferenceError, match=r"statistic is 2\.5 at 5, below"):
+        crossing(lambda v: v**2 / 10 if v < 5 else np.nan, 0.0, 1.0, 3.8)
+    # a bound between the last value looked at and the end is found
+    found = crossing(lambda v: v**2 if v < 2 else np.nan, 0.0, 1.0, 3.8)
+    assert found == pytest.approx(3.8**0.5)
+
+
+def cloglog(seed, n=30):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    y = rng.random(n) < 1 - np.exp(-np.exp(-0.5 + 0.8 * x))
+    X = np.column_stack([np.ones(n), x])
+    return ee.estimate(ee.glm(y * 1.0, X, family="binomial", link="cloglog"))
+
+
+@pytest.mark.parametrize("seed", [1000, 1003, 1026])
+def test_cloglog_sides_have_an_answer_where_the_mean_rounds_to_one(seed):
+    """Each failed while psi was 0 / 0 there; an open side stays low however far."""
+    fit = cloglog(seed)
+    name = fit.names[1]
+    lower, upper = ends(fit.interval(method=ScoreInverted(names=[name])), name)
+    psi = fit.equation.psi
+
+    def profile(value):
+        def statistic(intercept):
+            rows = psi(np.array([intercept, value]))
+            rows = rows / np.abs(rows).max(axis=0)
+            fitted = rows @ np.linalg.lstsq(rows, np.ones(len(rows)))[0]
+            return float(fitted.sum())
+
+        return min(statistic(one) for one in np.linspace(-12.0, 12.0, 601))
+
+    errors = float(fit.se.iloc[1])
+    for sign, bound in ((-1.0, lower), (1.0, upper)):
+        steps = fit.theta[1] + sign * errors * np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+        inside = steps[np.abs(steps - fit.theta[1]) < abs(bound - fit.theta[1])]
+        assert all(profile(value) <= Q95 + 0.01 for value in inside)
+
+
 @pytest.mark.parametrize("method", [Profile, ScoreInverted, ee.EmpiricalLikelihood])
 def test_intervals_of_some_parameters_are_those_of_all(data, method):
     fit = ee.estimate(ee.glm("b ~ x + z", data, family="binomial"))
