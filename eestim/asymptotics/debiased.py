@@ -240,8 +240,10 @@ def df_adjusted_sandwich(
 
 def _captured(design: Matrix, slopes: Vector) -> float:
     """Return tr D X (X'DX)^-1 X'D."""
+    weighted = np.sqrt(slopes)[:, None] * design
+    norms = np.linalg.norm(weighted, axis=0)  # the rank must not depend on units
     q, r, _ = linalg.qr(
-        np.sqrt(slopes)[:, None] * design, mode="economic", pivoting=True
+        weighted / np.where(norms > 0, norms, 1.0), mode="economic", pivoting=True
     )
     size = np.abs(np.diag(r))
     if len(size) < design.shape[1] or size[-1] <= 1e-12 * size[0]:

@@ -477,7 +477,10 @@ class GeneralizedLinear:
             self.names,
             root,
         )
-        residual = (self.response - self._terms(root.theta).mu)[used]
+        model, theta = self, root.theta  # nearly collinear terms would leave rounding
+        if root.working is not None:
+            model, theta = root.working[:2]
+        residual = (self.response - model._terms(theta).mu)[used]
         scale = float(np.abs(self.response[used]).max())
         if float(np.abs(residual).max()) <= _INTERPOLATED * scale:
             raise InterpolationError(

@@ -57,6 +57,15 @@ def _is_logit(subject: Subject) -> bool:
     return _is_canonical(subject) and subject.equation.family.name == "binomial"
 
 
+def _on_one_scale(X: Matrix) -> tuple[Matrix, Vector]:
+    """Return a design with columns of size one, and their sizes.
+
+    What NumPy cuts off as small depends on units; what is checked does not.
+    """
+    size = np.linalg.norm(X, axis=0)
+    return X / size, size
+
+
 def _residual(subject: Subject) -> Vector:
     """Residuals by an orthogonal projection, not from the equation's psi."""
     X, y = subject.equation.design, subject.equation.response
@@ -80,16 +89,18 @@ def _hat(subject: Subject) -> Vector:
     needs=_is_ols,
 )
 def _white(subject: Subject, bound: float) -> None:
-    P, e = np.linalg.pinv(subject.equation.design), _residual(subject)
+    scaled, size = _on_one_scale(subject.equation.design)
+    P, e = np.linalg.pinv(scaled) / size[:, None], _residual(subject)
     gap = apart((P * e**2) @ P.T, subject.fit.spread.matrix, subject.errors)
     require(gap, bound, "the sandwich is not HC0")
 
 
 def _leave_out_moves(subject: Subject) -> Matrix:
     """Estimates without one row less the estimate, each refitted, (n, p)."""
-    X, y = subject.equation.design, subject.equation.response
+    (X, size), y = _on_one_scale(subject.equation.design), subject.equation.response
     keep = ~np.eye(len(y), dtype=bool)
-    return np.array([np.linalg.lstsq(X[k], y[k])[0] - subject.theta for k in keep])
+    left = [np.linalg.lstsq(X[k], y[k])[0] / size - subject.theta for k in keep]
+    return np.array(left)
 
 
 @holds(
@@ -324,7 +335,8 @@ def _df_adjusted(subject: Subject, bound: float) -> None:
     X, e = subject.equation.design, _residual(subject)
     told = df_adjusted_sandwich(X, e, np.ones(len(e)))
     s2 = e @ e / (len(e) - subject.p)
-    classical = np.sqrt(np.diag(np.linalg.pinv(X.T @ X)) * s2)
+    scaled, size = _on_one_scale(X)
+    classical = np.sqrt(np.diag(np.linalg.inv(scaled.T @ scaled)) * s2) / size
     known = np.sqrt(np.diag(subject.fit.with_covariance(ModelBased()).spread.matrix))
     require(float(np.max(np.abs(told / known - 1))), bound, "not the classical errors")
     require(

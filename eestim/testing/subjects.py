@@ -12,7 +12,7 @@ import pandas as pd
 
 from eestim._arrays import IntVector, Matrix, Vector
 from eestim._differentiate import jumping_columns
-from eestim._linalg import equilibrated_factor
+from eestim._linalg import equilibrated_factor, symmetric_power
 from eestim.covariance.base import row_psi
 from eestim.equations import UserEquation, equation
 from eestim.errors import EestimError
@@ -80,7 +80,10 @@ class Subject:
         directions = np.random.default_rng(self.example.seed).uniform(
             0.5, 1.0, len(self.theta)
         ) * np.where(np.arange(len(self.theta)) % 2, -1.0, 1.0)
-        point: Vector = self.theta + self.example.shift * self.errors * directions
+        errors = self.errors  # along each alone, nearly collinear ones are far away
+        spread = self.fit.spread.matrix / np.outer(errors, errors)
+        moved = errors * (symmetric_power(spread, 0.5)[0] @ directions)
+        point: Vector = self.theta + self.example.shift * moved
         return point
 
     @property

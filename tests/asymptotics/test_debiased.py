@@ -183,3 +183,13 @@ def test_huber_fit_of_this_file_solves_its_equation():
     assert np.abs(X.T @ psi).max() < 1e-8
     root = optimize.root(lambda b: X.T @ np.clip(y - X @ b, -1.345, 1.345), beta).x
     np.testing.assert_allclose(beta, root, rtol=1e-7)
+
+
+def test_df_adjusted_errors_scale_with_units():
+    """Columns of 1e8 and 1e-8 were once called not identified."""
+    rng = np.random.default_rng(9)
+    X, psi = rng.standard_normal((40, 3)), rng.standard_normal(40)
+    units, slope = np.array([1.0, 1e8, 1e-8]), rng.uniform(0.2, 1.0, 40)
+    plain = df_adjusted_sandwich(X, psi, slope)
+    scaled = df_adjusted_sandwich(X * units, psi, slope)
+    np.testing.assert_allclose(scaled * units, plain, rtol=1e-10)

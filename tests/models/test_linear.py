@@ -10,6 +10,7 @@ from eestim.errors import (
     DataError,
     IdentificationError,
     InferenceError,
+    InterpolationError,
     SeparationError,
 )
 
@@ -350,3 +351,17 @@ def test_predictions_and_functionals_far_from_zero(location):
         )
         > 1e-3
     )
+
+
+@pytest.mark.parametrize("gap", [1.0, 1e-4, 1e-8])
+def test_interpolation_is_seen_through_nearly_collinear_terms(gap):
+    """Terms of 1e8 leave residuals of 1e-8 by rounding, which are no noise."""
+    rng = np.random.default_rng(18)
+    x, z = rng.normal(size=(2, 3))
+    X = np.column_stack([np.ones(3), x, x + gap * z])
+    y = rng.normal(size=3)
+    with pytest.raises(InterpolationError, match="exactly"):
+        ee.estimate(ee.ols(y, X))
+    x, z, noise = rng.normal(size=(3, 9))  # the control: more rows leave noise
+    X = np.column_stack([np.ones(9), x, x + gap * z])
+    assert (ee.estimate(ee.ols(x + 1e-6 * noise, X)).se > 0).all()

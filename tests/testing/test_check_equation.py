@@ -153,6 +153,38 @@ def test_a_domain_that_ends_near_the_start_is_no_fault():
     assert check_equation(ee.equation(psi, coins, [0.97]), examples=2)
 
 
+def logistic(theta, data):
+    mu = 1 / (1 + np.exp(-(data["X"] @ theta)))
+    return (data["y"] - mu)[:, None] * data["X"]
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1e6, 1e-6), (1e-6, 1e3, 1e6)])
+def test_units_of_covariates_raise_no_alarm(scales):
+    """A step of .05 in theta, whatever its units, once saturated every mu."""
+    rng = np.random.default_rng(3)
+    X = np.column_stack([np.ones(60), rng.normal(size=(60, 2))])
+    y = (rng.random(60) < 1 / (1 + np.exp(-X[:, 1]))).astype(float)
+    data = {"y": y, "X": X * np.array(scales)}
+    check_equation(ee.equation(logistic, data, np.zeros(3)), examples=2)
+    check_equation(ee.ols(X[:, 1] + y, data["X"]), examples=2)
+    wrong = ee.equation(  # the control: a wrong derivative is seen in any units
+        logistic, data, np.zeros(3), jacobian=jacobian_of(1.01)
+    )
+    with pytest.raises(PropertyError, match="derivative"):
+        check_equation(wrong, examples=2)
+
+
+def jacobian_of(factor):
+    """Return the derivative of a logistic psi, wrong away from zero."""
+
+    def jacobian(theta, data):
+        mu = 1 / (1 + np.exp(-(data["X"] @ theta)))
+        weight = mu * (1 - mu) * (1 + (factor - 1) * (mu != 0.5))
+        return -(data["X"].T * weight) @ data["X"] / len(mu)
+
+    return jacobian
+
+
 def test_an_equation_without_a_root_says_so():
     def positive(theta, data):
         return (1.0 + np.exp(theta[0]) + 0 * data["y"])[:, None]
