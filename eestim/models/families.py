@@ -60,7 +60,9 @@ def _cloglog_ratio_slope(eta: Vector) -> Vector:
 
 def _hazard(eta: Vector) -> Vector:
     """Return the normal density over the upper tail."""
-    return np.exp(-0.5 * eta**2 - special.log_ndtr(-eta)) / math.sqrt(2.0 * math.pi)
+    density = np.exp(-0.5 * eta**2 - special.log_ndtr(-eta))
+    hazard: Vector = density / math.sqrt(2.0 * math.pi)
+    return hazard
 
 
 def _probit_ratio(eta: Vector) -> Vector:
