@@ -26,6 +26,7 @@ from eestim.llm.equations import (
     Split,
 )
 from eestim.llm.evaluation import Evaluation, evaluate
+from eestim.llm.fixed_draws import FixedDraws
 from eestim.llm.functionals import log_loss, probability
 from eestim.llm.inference import infer, squared_size
 from eestim.llm.levels import MLMC
@@ -59,6 +60,7 @@ __all__ = [
     "Documents",
     "Evaluation",
     "Fit",
+    "FixedDraws",
     "Gated",
     "LatentPrefixLM",
     "LowRank",
