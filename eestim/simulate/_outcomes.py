@@ -80,7 +80,8 @@ class Under:
     rule : covariance rule, optional
         As in ``fit.with_covariance(rule)``; the fit's own by default.
     interval : str or method value, optional
-        As in ``fit.interval(method=...)``.
+        As in ``fit.interval(method=...)``; one with ``names=`` must name every
+        estimand, and need not name the other parameters.
     """
 
     rule: Any = None
@@ -279,12 +280,16 @@ def _of_estimate(
             )
         law = np.full_like(dof, np.inf) if interval == "wald" else dof
         return _wald(theta, se, law, levels)
-    bounds = [
-        fit.interval(level, interval).iloc[places][["lower", "upper"]]
-        for level in levels
-    ]
+    labels = [fit.names[k] for k in places]
+    bounds = [_rows(fit.interval(level, interval), labels, method) for level in levels]
     table = np.array([bound.to_numpy(dtype=np.float64) for bound in bounds])
     return Outcome(theta, se, np.full_like(dof, np.nan), table[..., 0], table[..., 1])
+
+
+def _rows(interval: pd.DataFrame, labels: list[str], method: str) -> pd.DataFrame:
+    """Return the bounds of some parameters by name: a method may leave others out."""
+    _refuse_missing(list(interval.index), labels, f"{method}: its interval")
+    return interval.loc[labels, ["lower", "upper"]]
 
 
 def _places(names: tuple[str, ...], estimands: Sequence[str], method: str) -> list[int]:

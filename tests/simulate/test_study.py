@@ -127,6 +127,34 @@ def test_an_estimate_is_recorded_as_it_reports_itself():
     assert table.loc[("OLS twice", "x"), "estimate"] == 2 * fit.params["x"]
 
 
+def test_intervals_of_some_parameters_are_placed_by_name():
+    """Row 0 of an interval with `names=` is not the first parameter."""
+    rng = np.random.default_rng(4)
+    data = pd.DataFrame({"x": rng.normal(size=60), "z": rng.normal(size=60)})
+    data["y"] = rng.poisson(np.exp(0.3 * data["x"] - 0.2 * data["z"])).astype(float)
+    fit = ee.estimate(ee.glm("y ~ x + z", data, family="poisson"))
+
+    def run(names):
+        return Study(
+            generate=lambda rng: data,
+            estimators={
+                "m": Variants(
+                    lambda d: fit, {"v": Under(interval=ee.Profile(names=names))}
+                )
+            },
+            truth={"z": -0.2, "x": 0.3},
+        ).run(1, seed=0)
+
+    table = run(["z", "x"]).table.set_index("estimand")
+    full = fit.interval(method=ee.Profile())
+    for name in ("x", "z"):
+        assert table.loc[name, "status"] == "ok"
+        for end in ("lower", "upper"):
+            assert table.loc[name, end] == pytest.approx(full.loc[name, end], rel=1e-9)
+    left_out = run(["z"]).failures()  # no row of the wrong parameter in its place
+    assert left_out["count"].sum() > 0
+
+
 def test_interval_methods_that_are_values_are_kept_at_each_level():
     class Fixed:
         def interval(self, fit, level):
