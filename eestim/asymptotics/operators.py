@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, aslinearoperator, lsmr
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, lsmr, minres
 
 from eestim._arrays import Matrix, Vector, as_float, check_finite
 from eestim.equations import EstimatingEquation
@@ -28,6 +28,8 @@ __all__ = [
 _ESTIMABLE = 1e-6
 _STOPPED_EARLY = 7
 _LARGEST_SHOWN = 3
+_FINEST = 1e-16  # relative accuracy that MINRES is asked for
+_SYMMETRIC = 1e-4  # asymmetry that rounding in single precision explains
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,9 @@ class AdjointSolution:
         :math:`\|A(g - A'c)\|/(\|A\|\|g - A'c\|)`: small at a least-squares
         solution, also if g is not estimable.
     condition : float
-        Estimate of the condition number of A on its range.
+        Estimate of the condition number of A on its range; NaN by MINRES.
     n_iterations : int
-        Products with A and A'.
+        Steps: a product with A and one with A' each by LSMR, one with A by MINRES.
     residual : (P,) array
         g - A'c.
     """
@@ -90,11 +92,14 @@ def solve_adjoint(
     max_iterations: int | None = None,
     column_scale: Any = None,
     row_scale: Any = None,
+    solver: Literal["lsmr", "minres"] = "lsmr",
 ) -> AdjointSolution:
-    r"""Return c with :math:`A'c = g` by LSMR, for A known through products only.
+    r"""Return c with :math:`A'c = g`, for A known through products only.
 
     LSMR is a least-squares method: unlike conjugate gradients it stays stable when A
     is singular or the system inconsistent, and it returns the minimum-norm solution.
+    MINRES minimises the same residual over a Krylov space of a symmetric A, definite
+    or not: one product a step, and steps by the condition of A in place of its square.
 
     Parameters
     ----------
@@ -112,17 +117,22 @@ def solve_adjoint(
         inverse root-mean-squares of the entries of psi. Parameters of very different
         size need them: an iterative method cannot tell a badly scaled direction
         from one that A does not see.
+    solver : {"lsmr", "minres"}
+        "minres" is for a symmetric A, such as that of a loss, with rows and columns
+        scaled alike (`row_scale` is that of the columns).
 
     Raises
     ------
     ConvergenceError
         If the iterations stop before reaching the tolerance.
     ValueError
-        If shapes do not fit or the gradient is zero.
+        If shapes do not fit, the gradient is zero, or "minres" is given an A that is
+        not symmetric.
 
     References
     ----------
-    Fong and Saunders (2011), SIAM J. Sci. Comput. 33, 2950-2971, section 2.
+    Fong and Saunders (2011), SIAM J. Sci. Comput. 33, 2950-2971, section 2; Paige and
+    Saunders (1975), SIAM J. Numer. Anal. 12, 617-629, section 6.
 
     Examples
     --------
@@ -138,15 +148,19 @@ def solve_adjoint(
             f"`gradient` has shape {g.shape}; give a nonzero vector of {p} entries."
         )
     scale = _factors(column_scale, p, "column_scale")
+    limit = (
+        min(40 * min(q, p) + 100, 10_000) if max_iterations is None else max_iterations
+    )
+    if solver == "minres":
+        return _symmetric_solution(operator, g, scale, row_scale, tolerance, limit)
+    if solver != "lsmr":
+        raise ValueError(f"`solver` is {solver!r}; expected 'lsmr' or 'minres'.")
     rows = _factors(row_scale, q, "row_scale")
     adjoint = LinearOperator(
         (p, q),
         matvec=lambda c: scale * operator.rmatvec(rows * c),
         rmatvec=lambda t: rows * operator.matvec(scale * t),
         dtype=np.float64,
-    )
-    limit = (
-        min(40 * min(q, p) + 100, 10_000) if max_iterations is None else max_iterations
     )
     c, stop, n_iterations, _, norm_ar, norm_a, condition, _ = lsmr(
         adjoint, scale * g, atol=tolerance, btol=tolerance, conlim=1e14, maxiter=limit
@@ -170,6 +184,82 @@ def solve_adjoint(
         n_iterations=int(n_iterations),
         residual=residual / scale,
     )
+
+
+def _symmetric_solution(
+    operator: LinearOperator,
+    g: Vector,
+    scale: Vector,
+    row_scale: Any,
+    tolerance: float,
+    limit: int,
+) -> AdjointSolution:
+    """Return the solution of D A D y = D g by MINRES, c = D y.
+
+    SciPy stops relative to the size of A and y, which is looser than relative to g
+    where A is ill-conditioned: the residual is made afresh and, where it is too
+    large, solved for again. What is left of an inconsistent system is returned.
+    """
+    q, p = operator.shape
+    if q != p or not (row_scale is None or np.array_equal(row_scale, scale)):
+        raise ValueError(
+            f"`solver` is 'minres' for A of shape {operator.shape}; it needs a square "
+            "symmetric A, rows scaled as columns. Use 'lsmr'."
+        )
+    scaled = LinearOperator(
+        (p, p), matvec=lambda y: scale * operator.matvec(scale * y), dtype=np.float64
+    )
+    taken = 0
+
+    def count(_: Vector) -> None:
+        nonlocal taken
+        taken += 1
+
+    right = scale * g
+    residual, y = right, np.zeros(p)
+    size = float(np.linalg.norm(right))
+    relative, finer = 1.0, 0.1 * tolerance
+    while relative > tolerance and finer > _FINEST and taken < limit:
+        step, _ = minres(
+            scaled, residual, rtol=finer, maxiter=limit - taken, callback=count
+        )
+        left = right - scale * operator.rmatvec(scale * (y + step))  # A', to be sure
+        before, relative = relative, float(np.linalg.norm(left)) / size
+        if relative > before:
+            relative = before
+            break
+        y, residual = y + step, left
+        finer *= 1.0 if relative < 0.5 * before else 0.01
+    if relative > tolerance:
+        _refuse_asymmetric(operator, p)
+    if relative > tolerance and taken >= limit:
+        raise ConvergenceError(
+            f"`A` needs more than {limit} iterations: residual {relative:.1e} "
+            f"(tolerance {tolerance:.0e}). Give `column_scale`, raise "
+            "`max_iterations`, or accept a larger `tolerance`."
+        )
+    return AdjointSolution(
+        coefficients=scale * y,
+        relative_residual=relative,
+        stationarity=float("nan"),
+        condition=float("nan"),
+        n_iterations=taken,
+        residual=residual / scale,
+    )
+
+
+def _refuse_asymmetric(operator: LinearOperator, p: int) -> None:
+    """Raise where u'Av and v'Au differ for one pair of random vectors."""
+    rng = np.random.default_rng(0)
+    u, v = rng.standard_normal(p), rng.standard_normal(p)
+    ahead, back = operator.matvec(v), operator.matvec(u)
+    gap = abs(float(u @ ahead) - float(v @ back))
+    size = float(np.linalg.norm(u) * np.linalg.norm(ahead))
+    if gap > _SYMMETRIC * size:
+        raise ValueError(
+            f"`solver` is 'minres', but A is not symmetric (by {gap / size:.1e} of its "
+            "size in a random pair of directions). Use 'lsmr'."
+        )
 
 
 def _factors(given: Any, length: int, argument: str) -> Vector:

@@ -26,7 +26,7 @@ from eestim.errors import (
 )
 from eestim.estimation import Estimate, estimate
 from eestim.findings import Finding
-from eestim.llm.matrix_free import Influence, influence, latent_operators
+from eestim.llm.matrix_free import Influence, Solver, influence, latent_operators
 from eestim.llm.perturbations import Perturbation
 from eestim.llm.scores import Which, chosen, name_at, parameter_names, score_sets
 from eestim.llm.sensitivities import MOST_DENSE, check_dense, sensitivity
@@ -70,6 +70,8 @@ def infer(
     kind: Literal["observed", "expected"] = "observed",
     method: Literal["auto", "dense", "matrix-free"] = "auto",
     ridge: float = 0.0,
+    reference: nn.Module | None = None,
+    solver: Solver = "lsmr",
     tolerance: float | None = None,
     max_iterations: int | None = None,
     names: tuple[str, ...] | None = None,
@@ -104,7 +106,8 @@ def infer(
         the data alone.
     sets : int
         Independent sets of draws, at least two, that A is averaged over and that tell
-        the noise of the draws from that of the data.
+        the noise of the draws from that of the data. Of a model without a latent one
+        set is all there is.
     parameters : {"perturbation", "all"}
         What was estimated. "perturbation" takes the base as known.
     kind : {"observed", "expected"}
@@ -120,11 +123,17 @@ def infer(
         :math:`\lambda (\theta - \theta_{ref})`, whose A is :math:`A + \lambda I`. The
         interval is for the root of that equation; its distance from the truth (the
         bias of the penalty) is not in it.
+    reference : LatentModel, optional
+        The model whose parameters are :math:`\theta_{ref}`, so that the distance from
+        the penalised root can be told. Without it the penalty counts as residual.
+    solver : {"lsmr", "minres"}
+        Of the matrix-free route. "minres" takes half the products and fewer steps
+        where A is symmetric: `Brier`, and losses such as `NoiseAveraged`.
     tolerance : float, optional
         Relative residual of the solve, by default 1e-9 for float64 parameters and
         1e-5 below.
     max_iterations : int, optional
-        Of LSMR.
+        Of the solver.
     names : tuple of str, optional
         Names of the values.
     batch_size, seed : int
@@ -146,7 +155,9 @@ def infer(
     """
     value, gradient = _functional(model, functional, parameters)
     labels = names or _labels(functional, len(value))
-    if sets < 2 or not passes >= 1:
+    has_latent = bool(getattr(model, "has_latent", True))
+    sets = sets if has_latent else 1
+    if sets < 1 + has_latent or not passes >= 1:
         raise ValueError(
             f"`sets` is {sets} and `passes` {passes}; two sets of draws or more tell "
             "their noise from that of the data, and training met the data once or "
@@ -168,15 +179,17 @@ def infer(
     }
     findings: tuple[Finding, ...] = ()
     frame = _complement(model, parameters, gradient, labels)
+    pull = _pull(model, reference, parameters, ridge)
     if method == "dense":
         check_dense(count)
         table = _dense(
-            model, documents, equation, gradient, frame, sets, kind, ridge, options
-        )
+            model, documents, equation, gradient, frame, sets, kind, ridge, options,
+            pull,
+        )  # fmt: skip
     else:
         table, findings = _free(
             model, documents, equation, gradient, labels, sets, kind, ridge,
-            tolerance, max_iterations, options,
+            tolerance, max_iterations, options, solver, pull,
         )  # fmt: skip
     return _assembled(table, value, labels, passes, findings)
 
@@ -191,6 +204,7 @@ def _dense(
     kind: Literal["observed", "expected"],
     ridge: float,
     options: dict[str, Any],
+    pull: Array,
 ) -> Array:
     """Return c'psi (sets, n, k) by a stored A on the identified directions."""
     A = sensitivity(model, documents, equation, passes=sets, kind=kind, **options)
@@ -203,7 +217,7 @@ def _dense(
     weights = sensitivity_factor(slope, labels).solve_transpose(inner)
     c = weights if frame is None else frame @ weights
     found = score_sets(model, documents, equation, passes=sets, **options)
-    return np.stack([psi @ c for psi in found])
+    return np.stack([psi @ c for psi in found]) - pull @ c
 
 
 def _free(
@@ -218,6 +232,8 @@ def _free(
     tolerance: float | None,
     max_iterations: int | None,
     options: dict[str, Any],
+    solver: Solver,
+    pull: Array,
 ) -> tuple[Array, tuple[Finding, ...]]:
     """Return c'psi (sets, n, k) without matrices, and the accuracy of the solves."""
     maps = latent_operators(
@@ -228,11 +244,31 @@ def _free(
         tolerance = 1e-9 if first.dtype == torch.float64 else 1e-5
     n_units = maps.n_units // sets
     found = [
-        influence(maps, row, label, n_units, tolerance, max_iterations)
+        influence(maps, row, label, n_units, tolerance, max_iterations, solver)
         for row, label in zip(gradient, labels, strict=True)
     ]
-    table = np.stack([solved.rows for solved in found], axis=-1)
+    table = np.stack(
+        [solved.rows - pull @ solved.coefficients for solved in found], axis=-1
+    )
     return table, (_solve_finding(found, tolerance),)
+
+
+def _pull(
+    model: nn.Module, reference: nn.Module | None, which: Which, ridge: float
+) -> Array:
+    """Return the penalty's part of psi, ridge times theta less the reference, (P,)."""
+    here = chosen(model, which)
+    there = here if reference is None or ridge == 0.0 else chosen(reference, which)
+    if [p.shape for p in here.values()] != [p.shape for p in there.values()]:
+        raise ValueError(
+            "`reference` has parameters of other shapes than `model`; give the model "
+            "that the penalty pulls to."
+        )
+    parts = [
+        ridge * (here[name].detach().double() - there[name].detach().double()).flatten()
+        for name in here
+    ]
+    return torch.cat(parts).cpu().numpy()
 
 
 def _solve_finding(found: list[Influence], tolerance: float) -> Finding:
@@ -275,6 +311,9 @@ def _assembled(
     residual = float(np.max(np.abs(rows.mean(0)) * n_units**0.5 / spread))
     tabulated = Evaluated(labels, rows - rows.mean(0), np.eye(len(value)), value)
     made = estimate(tabulated, root=Root(value, Status.GIVEN, residual, 0))
+    if len(table) == 1:  # no latent: nothing to split
+        spread_of = replace(made.spread, findings=(*made.spread.findings, *findings))
+        return replace(made, spread=spread_of)
     split = split_variance(table, passes)
     every = (*made.spread.findings, *split.findings(labels), *findings)
     rule = f"sandwich, latent noise of {passes:g} passes"

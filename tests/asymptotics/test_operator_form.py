@@ -144,3 +144,53 @@ def test_dense_and_sparse_inputs_are_accepted():
         np.testing.assert_allclose(
             solve_adjoint(given_A, g).coefficients, [1.0, 0.5], rtol=REFERENCE
         )
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["definite", "indefinite"])
+def test_minres_solves_symmetric_systems_to_the_tolerance_asked(sign):
+    """Oracle: the spectral pseudo-inverse; half the space is singular."""
+    rng = np.random.default_rng(5)
+    basis = np.linalg.qr(rng.standard_normal((80, 80)))[0]
+    values = np.geomspace(1e-3, 1.0, 80)
+    values[::4] *= sign
+    values[40:50] = 0.0
+    A = basis * values @ basis.T
+    g = A @ rng.standard_normal(80)
+    found = solve_adjoint(A, g, tolerance=1e-9, solver="minres")
+    assert found.relative_residual <= 1e-9
+    np.testing.assert_allclose(
+        found.coefficients, np.linalg.pinv(A) @ g, rtol=0, atol=1e-6 * np.abs(g).max()
+    )
+    scale = rng.uniform(0.5, 2.0, 80)
+    balanced = solve_adjoint(
+        A, g, tolerance=1e-9, solver="minres", column_scale=scale, row_scale=scale
+    )
+    np.testing.assert_allclose(A @ balanced.coefficients, g, rtol=0, atol=1e-8)
+
+
+def test_minres_takes_fewer_products_than_lsmr():
+    rng = np.random.default_rng(6)
+    basis = np.linalg.qr(rng.standard_normal((200, 200)))[0]
+    A = basis * np.geomspace(1e-2, 1.0, 200) @ basis.T
+    g = rng.standard_normal(200)
+    both = [solve_adjoint(A, g, tolerance=1e-6, solver=s) for s in ("lsmr", "minres")]
+    assert 2 * both[0].n_iterations > 4 * both[1].n_iterations  # products
+    assert both[1].relative_residual <= 1e-6
+
+
+def test_minres_refuses_what_it_cannot_solve():
+    rng = np.random.default_rng(7)
+    A = rng.standard_normal((30, 30))
+    with pytest.raises(ValueError, match="not symmetric"):
+        solve_adjoint(A, A[0], solver="minres")
+    with pytest.raises(ValueError, match="square symmetric"):
+        solve_adjoint(A[:20], A[0], solver="minres")
+    with pytest.raises(ValueError, match="rows scaled as columns"):
+        solve_adjoint(A @ A.T, A[0], solver="minres", row_scale=np.full(30, 2.0))
+    with pytest.raises(ConvergenceError, match="needs more than 3 iterations"):
+        solve_adjoint(A @ A.T, A[0], solver="minres", max_iterations=3)
+    with pytest.raises(ValueError, match="expected 'lsmr' or 'minres'"):
+        solve_adjoint(A, A[0], solver="cg")
+    _, _, gram = features_problem(1)
+    with pytest.raises(IdentificationError, match="not estimable"):
+        operator_functional(gram, lambda c: [c], np.eye(30)[0], solver="minres")

@@ -211,3 +211,80 @@ def test_jackknifed_loss_has_less_bias_than_the_log_of_a_mean():
     )
     assert plain - exact > 0.01
     assert abs(fixed - exact) < 0.25 * (plain - exact)
+
+
+@pytest.mark.parametrize("equation", [Brier(), NoiseAveraged()])
+def test_minres_equals_the_dense_route_for_symmetric_equations(equation):
+    model, data = Classifier(), classified(200, 1)
+    loss = log_loss(classified(30, 2, at=2.0), draws=4, batch_size=30)
+    options = WHOLE | {"ridge": 0.2}
+    dense = infer(model, data, loss, equation, method="dense", **options)
+    free = infer(
+        model, data, loss, equation, method="matrix-free", solver="minres", **options
+    )
+    np.testing.assert_allclose(free.se, dense.se, rtol=1e-6)
+
+
+class Plain(torch.nn.Module):
+    """A linear softmax without a latent, redundant by one class; 9 parameters."""
+
+    has_latent = False
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(3, 2, dtype=torch.float64))
+        self.level = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def draw_logits(self, batch, draws, generator):
+        return (batch[0] @ self.weight.T + self.level).unsqueeze(0)
+
+    def targets(self, batch):
+        return batch[1]
+
+
+def test_interval_of_a_penalised_root_without_a_latent_meets_the_dense_sandwich():
+    """A plain model fitted towards its start: psi less the penalty vanishes.
+
+    Oracle: the sandwich in closed form, A + ridge and scores of a softmax.
+    """
+    data, other, ridge = classified(150, 1), classified(20, 2, at=1.0), 0.1
+    model = Plain()
+    weights = list(model.parameters())
+    descent = torch.optim.LBFGS(
+        weights, max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        descent.zero_grad()
+        logits = model.draw_logits((data.x, data.y), 1, None)[0]
+        pull = sum(p.square().sum() for p in weights)
+        total = torch.nn.functional.cross_entropy(logits, data.y) + ridge * pull / 2
+        total.backward()
+        return total
+
+    descent.step(closure)
+    loss = log_loss(other, Plain(), draws=1, batch_size=20)
+    options = {"draws": 1, "parameters": "all", "batch_size": 200, "ridge": ridge}
+    free = infer(
+        model, data, loss, NoiseAveraged(), reference=Plain(), method="matrix-free",
+        solver="minres", **options,
+    )  # fmt: skip
+
+    def parts(x, y):
+        features = np.column_stack([x.numpy(), np.ones(len(x))])
+        with torch.no_grad():
+            q = model.draw_logits((x, y), 1, None)[0].softmax(-1).numpy()
+        scores = (np.eye(3)[y.numpy()] - q)[:, :, None] * features[:, None, :]
+        return features, q, scores.reshape(len(x), 9)
+
+    features, q, psi = parts(data.x, data.y)
+    blocks = np.einsum("iv,vw->ivw", q, np.eye(3)) - q[:, :, None] * q[:, None, :]
+    A = np.einsum("ivw,ij,ik->vjwk", blocks, features, features).reshape(9, 9) / 150
+    gradient = -parts(other.x, other.y)[2].mean(axis=0)
+    rows = psi @ np.linalg.solve(A + ridge * np.eye(9), gradient)
+    assert free.se.iloc[0] == pytest.approx(rows.std() / np.sqrt(150), rel=1e-6)
+    assert free.root.residual < 1e-4
+    away = infer(model, data, loss, NoiseAveraged(), method="dense", **options)
+    assert away.se.iloc[0] == pytest.approx(free.se.iloc[0], rel=1e-6)
+    assert away.root.residual > 0.1  # the control: the penalty counts as residual
+    assert not any(f.name == "V_latent" for f in free.findings)
