@@ -37,6 +37,7 @@ from eestim.llm.perturbations import (
     ContextMLP,
     Gated,
     LowRank,
+    SurpriseGated,
 )
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.recipe import Fit, StepReport
@@ -76,6 +77,7 @@ __all__ = [
     "Split",
     "StepReport",
     "StreamedDocuments",
+    "SurpriseGated",
     "TokenKernel",
     "baselines",
     "byte_model",

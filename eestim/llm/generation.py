@@ -179,10 +179,18 @@ def _latent_paths(
     site, table = model._site(), model.base.get_input_embeddings()
     caches = [DynamicCache(config=model.base.config) for _ in range(2)]
     lower, upper = caches if cached else (None, None)
+    watch = None if model.reference is None else model.reference.watch()
+    if watch is not None and cached:
+        watch.cache = DynamicCache(config=model.base.config)
     fresh, clean, latents = tokens, None, None
     while True:
         embeddings = table(fresh if cached else tokens)
         states = model.widened(site.states(embeddings, start, lower))
+        if watch is not None:
+            if not cached:
+                watch = model.reference.watch()
+            known = watch.extend(fresh if cached else tokens, start)
+            states = torch.cat([states, known.to(states.dtype)], -1)
         clean = states if clean is None or not cached else torch.cat([clean, states], 1)
         latents = _extended(
             model, latents, states[:, -fresh.shape[1] :], draws, generator

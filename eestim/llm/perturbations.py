@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eestim.llm.contextual import ContextAttention, ContextMLP
 from eestim.llm.directions import Directional, Perturbation, check_positive, rotations
+from eestim.llm.surprise import SurpriseGated
 
 __all__ = [
     "Additive",
@@ -26,6 +27,7 @@ __all__ = [
     "Gated",
     "LowRank",
     "Perturbation",
+    "SurpriseGated",
     "from_config",
 ]
 
@@ -192,6 +194,7 @@ _KINDS: dict[str, type[Perturbation]] = {
     "Gated": Gated,
     "ContextMLP": ContextMLP,
     "ContextAttention": ContextAttention,
+    "SurpriseGated": SurpriseGated,
 }
 
 

@@ -32,6 +32,7 @@ from eestim.llm.limits import (
 )
 from eestim.llm.perturbations import Perturbation
 from eestim.llm.sites import Site, bypassed, linear_head, site_index
+from eestim.llm.surprise import Reference
 
 __all__ = ["LatentPrefixLM", "as_token_batch"]
 
@@ -57,6 +58,9 @@ class LatentPrefixLM(nn.Module):
         prior: the tokens before it do not reweight the draws.
     train_base : bool
         Whether `fit` trains the base too; of a base adapted by peft, its adapters.
+    reference : transformers causal language model, optional
+        What a `SurpriseGated` perturbation reads the clean prefix with; a frozen copy
+        of it is kept. By default the base as it is now.
 
     Raises
     ------
@@ -76,6 +80,7 @@ class LatentPrefixLM(nn.Module):
         site: str | int = "embeddings",
         latent: Literal["position", "sequence"] = "position",
         train_base: bool = True,
+        reference: Any = None,
     ) -> None:
         super().__init__()
         width = perturbation.width if isinstance(perturbation, Perturbation) else None
@@ -91,6 +96,7 @@ class LatentPrefixLM(nn.Module):
         self.tokenizer = tokenizer
         self.site = site_index(site, base)
         self.latent = latent
+        self.reference = _reference(perturbation, base, reference)
         if self.site and isinstance(perturbation, TokenPerturbation):
             raise ValueError(
                 f"`site` is {site!r}, but {perturbation} changes tokens; leave `site` "
@@ -135,7 +141,7 @@ class LatentPrefixLM(nn.Module):
         nn.Module.__init__(plain)
         plain.base, plain.perturbation = self.base, None
         plain.tokenizer, plain.site, plain.latent = self.tokenizer, 0, "position"
-        plain._head_is_linear = self._head_is_linear
+        plain._head_is_linear, plain.reference = self._head_is_linear, None
         return plain.eval()
 
     def summary(self) -> str:
@@ -183,8 +189,20 @@ class LatentPrefixLM(nn.Module):
         table = self.base.get_input_embeddings()
         check_tokens(rows.input_ids, table.weight.shape[0])
         self.check_context(rows.input_ids.shape[1])
-        embeddings = table(rows.input_ids.to(self.device))
-        return self.widened(self._site().states(embeddings, self._start(batch)))
+        return self.states_of(rows.input_ids.to(self.device), self._start(batch))
+
+    def states_of(self, ids: Tensor, start: Tensor | None = None) -> Tensor:
+        """Return what the perturbation sees of tokens: `embed` without its checks.
+
+        These are the clean states at the site, (B, T, width), with the features of the
+        reference behind them where there is one.
+        """
+        embeddings = self.base.get_input_embeddings()(ids)
+        states = self.widened(self._site().states(embeddings, start))
+        if self.reference is None:
+            return states
+        known = self.reference.features(ids, start).to(states.dtype)
+        return torch.cat([states, known], -1)
 
     def latents(
         self, embeddings: Tensor, draws: int, generator: Generator, batch: Any = None
@@ -337,6 +355,8 @@ class LatentPrefixLM(nn.Module):
         """Write the base, its adapter, the perturbation (safetensors) and a JSON."""
         settings = {"site": self.site, "latent": self.latent}
         saving.save(folder, self.base, self.tokenizer, self.perturbation, settings)
+        if self.reference is not None:
+            saving.save_reference(folder, self.reference.base)
 
     @classmethod
     def from_pretrained(
@@ -377,6 +397,7 @@ class LatentPrefixLM(nn.Module):
         base, tokenizer = saving.load_base(folder_or_id, train_base, arguments)
         saved, settings = saving.load_settings(folder_or_id)
         chosen: Any = saved if perturbation is None else perturbation
+        reference = saving.load_reference(folder_or_id, arguments)
         model = cls(
             base,
             chosen,
@@ -384,6 +405,7 @@ class LatentPrefixLM(nn.Module):
             site=settings.get("site", 0) if site is None else site,
             latent=latent or settings.get("latent", "position"),
             train_base=train_base,
+            reference=reference,
         )
         return model if place is None else model.to(place)
 
@@ -438,3 +460,10 @@ class LatentPrefixLM(nn.Module):
         read = rows.read.flatten(0, 1).unsqueeze(-1).expand(-1, -1, output.shape[-1])
         found: Tensor = output.gather(1, read)
         return found.view(*rows.read.shape, output.shape[-1])
+
+
+def _reference(perturbation: Any, base: Any, given: Any) -> Reference | None:
+    """Return the frozen reader of prefixes that a perturbation needs, else None."""
+    if not getattr(perturbation, "needs_reference", False):
+        return None
+    return Reference(base if given is None else given)

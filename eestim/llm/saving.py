@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eestim.errors import DataError
 from eestim.llm import baselines, perturbations
 
-__all__ = ["load_base", "load_settings", "save"]
+__all__ = ["load_base", "load_reference", "load_settings", "save", "save_reference"]
 
 _SETTINGS = "latent_prefix.json"
 _WEIGHTS = "perturbation.safetensors"
 _ADAPTER = "adapter"
+_REFERENCE = "reference"
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 _FORMAT = 2  # 1 had neither site nor latent
 
@@ -50,6 +51,20 @@ def save(
         if state:
             save_file(state, folder / _WEIGHTS)
     (folder / _SETTINGS).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_reference(folder: str | Path, reference: Any) -> None:
+    """Write the frozen model that reads clean prefixes, beside the base."""
+    _save_base(reference, Path(folder) / _REFERENCE)
+
+
+def load_reference(folder_or_id: str | Path, arguments: dict[str, Any]) -> Any:
+    """Return the saved reference, or None where the folder has none."""
+    place = Path(folder_or_id) / _REFERENCE
+    if not place.is_dir():
+        return None
+    rest = {k: v for k, v in arguments.items() if k != "gguf_file"}
+    return load_base(place, False, rest)[0]
 
 
 def _save_base(base: Any, folder: Path) -> None:

@@ -23,6 +23,7 @@ from eestim.llm.equations import (
     Brier,
     Split,
 )
+from eestim.llm.levels import MLMC
 from eestim.llm.perturbations import Perturbation
 from eestim.llm.prefix import LatentPrefixLM, as_token_batch
 from eestim.llm.protocols import Units, check_model
@@ -233,7 +234,13 @@ def equation_parts(
     `as_trained` is for psi, which a `Split` may make of few draws: its variance is
     that of training. The sensitivity is the same in the mean with all draws, and needs
     them, since psi of few draws depends on the parameters through the others too.
+
+    Raises
+    ------
+    CapabilityError
+        If psi of a unit is not a function of its rows and K draws.
     """
+    _check_rows(equation)
     if not isinstance(equation, Split):
         return [(equation, wanted)]
     phi = {n: p for n, p in wanted.items() if n.startswith("perturbation.")}
@@ -243,6 +250,23 @@ def equation_parts(
         of_phi = _Few(of_phi, equation.perturbation_draws)
     pairs = [(equation.base, base), (of_phi, phi)]
     return [(part, names) for part, names in pairs if names]
+
+
+def _check_rows(equation: LatentEquation) -> None:
+    """Refuse an equation whose psi needs more than observed rows and K draws."""
+    if equation.needs_replicates:
+        raise CapabilityError(
+            f"psi of {equation} compares each row with one that the model made, whose "
+            "law moves with the parameters: neither psi nor A can be had from the "
+            "observed rows alone. Fit by it, and use `infer` with an equation of the "
+            "same root, such as SequenceCentred() on short rows."
+        )
+    if isinstance(equation, MLMC):
+        raise CapabilityError(
+            f"{equation} draws a level at random in each step, and psi with K draws is "
+            "that of one level, whose mean is not zero. Its mean over levels is the "
+            f"score of IWAE() with draws={2**equation.levels}; use that."
+        )
 
 
 def _check_size(n_units: int, count: int) -> None:
@@ -344,8 +368,7 @@ class _Rows(nn.Module):
     def forward(self, batch: TokenBatch, latents: Tensor) -> Tensor:
         """Return the (K, B, T, V) logits of tokens that were checked before."""
         model, site = self.model, Site(self.model.base, self.model.site)
-        embeddings = model.base.get_input_embeddings()(batch.input_ids)
-        states = model.widened(site.states(embeddings, batch.start))
+        states = model.states_of(batch.input_ids, batch.start)
         moved = model.moved(states, latents, batch.start)
         logits = site.logits(model.narrowed(moved.flatten(0, 1)), batch.start)
         return logits.view(*moved.shape[:2], *logits.shape[1:])

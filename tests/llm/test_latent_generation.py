@@ -22,7 +22,12 @@ from eestim.llm.baselines import (
     with_prefix_tuning,
     with_soft_prompt,
 )
-from eestim.llm.perturbations import ContextAttention, ContextMLP, LowRank
+from eestim.llm.perturbations import (
+    ContextAttention,
+    ContextMLP,
+    LowRank,
+    SurpriseGated,
+)
 from eestim.llm.prefix import LatentPrefixLM
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -87,6 +92,7 @@ def test_with_cache_equals_without(family, site):
     [
         LowRank(WIDTH, rank=3, size=3.0),
         awake(ContextAttention),
+        awake(SurpriseGated),
         SymNoise(WIDTH, alpha=20.0, length=CONTEXT),
     ],
 )
@@ -97,9 +103,10 @@ def test_with_cache_equals_without_for_every_kind(perturbation, latent):
 
 @every_family
 @pytest.mark.parametrize("site", [0, 2])
-def test_laws_along_the_walk_equal_one_teacher_forced_pass(family, site):
+@pytest.mark.parametrize("kind", [ContextMLP, SurpriseGated])
+def test_laws_along_the_walk_equal_one_teacher_forced_pass(family, site, kind):
     """Same latents: those of the prompt at once, then one position at a time."""
-    model = LatentPrefixLM(family(), awake(ContextMLP), site=site)
+    model = LatentPrefixLM(family(), awake(kind), site=site)
     seen = []
 
     def keep(_tokens, scores):
@@ -141,7 +148,7 @@ def test_left_padding_changes_nothing(family, site):
     assert not torch.equal(blind, found)
 
 
-@pytest.mark.parametrize("kind", [ContextMLP, ContextAttention])
+@pytest.mark.parametrize("kind", [ContextMLP, ContextAttention, SurpriseGated])
 def test_contexts_do_not_read_padding(kind, monkeypatch):
     """Latents of one vector everywhere, so that they do not depend on the layout."""
     model = LatentPrefixLM(byte(), awake(kind), site=1)

@@ -31,6 +31,7 @@ from eestim.llm.perturbations import (
     ContextMLP,
     Gated,
     LowRank,
+    SurpriseGated,
 )
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.scores import scores
@@ -54,6 +55,7 @@ def contextual():
     return [
         awake(ContextMLP(WIDTH, rank=3, size=2.0, hidden=4)),
         awake(ContextAttention(WIDTH, rank=3, size=2.0, hidden=4)),
+        awake(SurpriseGated(WIDTH, rank=3, size=2.0, hidden=4)),
     ]
 
 
