@@ -126,6 +126,22 @@ def test_headline_follows_the_numbers(shift, best, sign):
     assert sign in said
 
 
+@pytest.mark.parametrize("shift", [0.05, -0.05])
+def test_a_tempered_base_is_not_the_best_after_the_best_temperature(shift):
+    """It is the base itself then; raw it may well be the best."""
+    given = evaluation(shift)
+    rows = given.differences
+    of_base = rows["model"] == "a"
+    rows.loc[of_base & (rows["measure"] == comparison.RAW), "difference"] = -0.5
+    ends = ["difference", "lower", "upper"]
+    rows.loc[of_base & (rows["measure"] == comparison.ORACLE), ends] = 0.0
+    said = comparison.headline(given)
+    assert said.startswith("on code the lowest loss is that of `a`")
+    after = said.split("after the best temperature ")[1]
+    lead = "" if shift > 0 else "that of the base, the nearest to it "
+    assert after.startswith(f"it is {lead}that of `b`")
+
+
 def test_reading_names_what_is_worse():
     blocks = comparison.blocks(evaluation(-0.05))
     said = " ".join(b.body for b in blocks if isinstance(b, Text))

@@ -139,9 +139,22 @@ def _sign(row: Any) -> str:
 
 
 def _best(table: pd.DataFrame, corpus: str, measure: str) -> Any:
+    """Return the row of the lowest difference.
+
+    After the best temperature a method that is the base with a temperature is the base
+    itself, and is left out where there are others.
+    """
     own = table[(table["corpus"] == corpus) & (table["measure"] == measure)]
     rows: list[Any] = own.to_dict("records")
+    if measure == ORACLE:
+        rows = [row for row in rows if not _is_zero(row)] or rows
     return min(rows, key=lambda row: row["difference"])
+
+
+def _is_zero(row: Any) -> bool:
+    """Whether a difference is nothing but the error of interpolation."""
+    ends = (row["difference"], row["lower"], row["upper"])
+    return all(abs(end) < _INTERPOLATION for end in ends)
 
 
 def _reading(evaluation: "Evaluation", others: Sequence[str]) -> str:
@@ -169,10 +182,12 @@ def headline(evaluation: "Evaluation") -> str:
     for corpus in others or [inside]:
         raw, fair = _best(table, corpus, RAW), _best(table, corpus, ORACLE)
         price = cells.loc[(inside, fair["model"], ORACLE)]["difference"]
+        own = f"that of the {fair['baseline']}, the nearest to it"
+        of = "it is that of" if fair["difference"] < 0 else f"it is {own} that of"
         parts.append(
             f"on {corpus} the lowest loss is that of `{raw['model']}` ({_line(raw)} "
             f"bits per byte, {_sign(raw)} the {raw['baseline']}); after the best "
-            f"temperature it is that of `{fair['model']}` ({_line(fair)}, "
+            f"temperature {of} `{fair['model']}` ({_line(fair)}, "
             f"{_sign(fair)} the {fair['baseline']}; {inside} {price:+.3f})"
         )
     return "; ".join(parts) + "."

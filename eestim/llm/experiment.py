@@ -27,6 +27,7 @@ from eestim.llm.documents import Documents, tokenize
 from eestim.llm.equations import Brier, NoiseAveraged, Split
 from eestim.llm.evaluation import Evaluation, evaluate
 from eestim.llm.heldout import score_documents
+from eestim.llm.limits import check_device
 from eestim.llm.perturbations import LowRank, Perturbation
 from eestim.llm.prefix import LatentPrefixLM
 from eestim.llm.recipe import Fit
@@ -200,11 +201,12 @@ def text_experiment(
         If a model folder has no weights, a text is too short, a document is in two
         places, or too few documents are left to hold out.
     """
+    place = check_device(device)  # before any work
     base, tokenizer, is_embedded = _base(model, plan, seed)
     sets = _corpora(plan, train, ood, seed)
     blocks = _blocks(sets, tokenizer, _context(base, plan))
     training, calibration = blocks.pop("train"), blocks.pop("calibration")
-    base.to(device)
+    base.to(place)
     store = None if checkpoint is None else Path(checkpoint)
     records: list[dict[str, Any]] = []
     if is_embedded:
@@ -214,7 +216,7 @@ def text_experiment(
     models = _rivals(base, tokenizer, calibration)
     rate = plan.learning_rate if is_embedded else plan.learning_rate / 10
     for name, (perturbation, equation) in _methods(plan, base, length, seed).items():
-        made = LatentPrefixLM(copy.deepcopy(base), perturbation, tokenizer).to(device)
+        made = LatentPrefixLM(copy.deepcopy(base), perturbation, tokenizer).to(place)
         if perturbation is not None:
             perturbation.requires_grad_("fixed" not in name)
         before = _size(made)
