@@ -18,11 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eestim.errors import CapabilityError, DataError
-from eestim.llm.equations import (
-    Brier,
-    CentredIWAE,
-    Power,
-)
+from eestim.llm.equations import Brier
 from eestim.llm.scores import (
     Which,
     chosen,
@@ -45,7 +41,8 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 MOST_DENSE = 5000  # parameters: A takes 0.2 GB
-_DIRECTIONS_AT_ONCE = 32  # rows of A by one batched backward pass
+_MOST_AT_ONCE = 32  # rows of A by one batched backward pass
+_BYTES_AT_ONCE = 4 << 20  # of their logits: larger batches leave the caches
 
 
 def sensitivity(
@@ -109,10 +106,17 @@ def sensitivity(
 
 
 def check_expected(equation: LatentEquation) -> None:
-    """Refuse an equation whose A has no form through first derivatives alone."""
-    if not isinstance(equation, Brier | Power | CentredIWAE):
+    r"""Refuse an equation whose A has no form through first derivatives alone.
+
+    Where psi is a residual of mean zero given everything else in it, times an
+    instrument, the derivative of the instrument (and of the weights) has mean zero at
+    the truth, and A is what comes through the residual: the `still` copy.
+    """
+    if not equation.is_unbiased:
         raise CapabilityError(
-            f"`kind` is 'expected', which {equation} does not have; use 'observed'."
+            f"`kind` is 'expected', but psi of {equation} is the slope of a loss, not "
+            "a residual of mean zero times an instrument, so second derivatives do not "
+            "drop out of A; use kind='observed'."
         )
 
 
@@ -159,47 +163,59 @@ def _slope(
     arguments: tuple[Any, int, torch.Generator],
     kind: str,
 ) -> Tensor:
-    """Return minus the derivative of one batch's summed psi, (rows, P)."""
-    batch, _, generator = arguments
-    moving = {n: p.detach().clone().requires_grad_() for n, p in wanted.items()}
-    still = {n: p.detach().clone().requires_grad_() for n, p in wanted.items()}
-    state = generator.get_state()
-    at_moving = logits_at(model, moving, *arguments)
-    generator.set_state(state)
-    at_still = logits_at(model, still, *arguments)
-    value = equation.surrogate(
-        at_moving,
-        at_still,
-        model.targets(batch),  # type: ignore[operator]
-    ).sum()
-    slopes = torch.autograd.grad(
-        value, [moving[n] for n in names], create_graph=True, materialize_grads=True
+    """Return minus the derivative of one batch's summed psi, (rows, P).
+
+    Both copies of the parameters share one pass of the model: psi is
+    J(theta)' s(l, l) with l the logits, J their Jacobian and s(u, t) the derivative of
+    the surrogate in its moving logits.
+    """
+    theta = {n: p.detach().clone().requires_grad_() for n, p in wanted.items()}
+    logits, leaves = logits_at(model, theta, *arguments), list(theta.values())
+    targets = model.targets(arguments[0])  # type: ignore[operator]
+    if not logits.requires_grad:  # no parameter reaches the logits
+        count = sum(p.numel() for p in names.values())
+        return torch.zeros(count, count_parameters(wanted), dtype=torch.float64)
+    still, is_expected = logits.clone(), kind == "expected"
+    moving = logits.detach().requires_grad_() if is_expected else logits.clone()
+    value = equation.surrogate(moving, still, targets).sum()
+    (slope,) = torch.autograd.grad(value, moving, create_graph=True)
+    weight = torch.zeros_like(logits).requires_grad_() if is_expected else slope
+    found = torch.autograd.grad(
+        logits,
+        [theta[n] for n in names],
+        weight,
+        create_graph=True,
+        materialize_grads=True,
     )
-    copies = [still] if kind == "expected" else [moving, still]
-    leaves = [leaf for copy in copies for leaf in copy.values()]
-    flat = torch.cat([slope.flatten() for slope in slopes])
-    if not flat.requires_grad:  # linear in every parameter
-        return torch.zeros(len(flat), count_parameters(wanted), dtype=torch.float64)
+    flat = torch.cat([f.flatten() for f in found])
     basis = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+    each = logits.numel() * logits.element_size()
+    size = min(_MOST_AT_ONCE, max(1, _BYTES_AT_ONCE // each))
     rows = []
-    for begin in range(0, len(flat), _DIRECTIONS_AT_ONCE):
-        chunk = basis[begin : begin + _DIRECTIONS_AT_ONCE]
-        found = torch.autograd.grad(
-            flat,
-            leaves,
-            chunk,
-            retain_graph=True,
-            is_grads_batched=True,
-            allow_unused=True,
-        )
-        blocks = torch.cat(
-            [
-                flat.new_zeros(len(chunk), leaf.numel())
-                if f is None
-                else f.reshape(len(chunk), -1)
-                for f, leaf in zip(found, leaves, strict=True)
-            ],
-            dim=1,
-        )
-        rows.append(blocks.view(len(chunk), len(copies), -1).sum(1))
+    for some in torch.split(basis, size):
+        if is_expected:  # J' (ds / dt) J: the products J c, then back through t
+            forward = _pulled(flat, [weight], some)[0].view(-1, *logits.shape)
+            rows.append(torch.cat(_pulled(slope, leaves, forward), dim=1))
+        else:
+            rows.append(torch.cat(_pulled(flat, leaves, some), dim=1))
     return torch.cat(rows).double().cpu()
+
+
+def _pulled(output: Tensor, leaves: list[Tensor], many: Tensor) -> list[Tensor]:
+    """Return vector-Jacobian products of many vectors at once, (m, size) each."""
+    if not output.requires_grad:  # linear in every parameter
+        return [leaf.new_zeros(len(many), leaf.numel()) for leaf in leaves]
+    found = torch.autograd.grad(
+        output,
+        leaves,
+        many,
+        retain_graph=True,
+        is_grads_batched=True,
+        allow_unused=True,
+    )
+    return [
+        leaf.new_zeros(len(many), leaf.numel())
+        if f is None
+        else f.reshape(len(many), -1)
+        for f, leaf in zip(found, leaves, strict=True)
+    ]
