@@ -251,7 +251,7 @@ def check_variance_ratio(table, reps):
 # ------------------------------------------------------- 3.5 rate, 3.6 half samples
 
 
-def check_rate(table, reps):
+def check_rate(table, reps, draws):
     n, sizes = 4000, (50, 100, 200, 400)
     cases = {
         "regular (mean)": (lambda y: ee.mean(y), "normal", -0.5),
@@ -265,7 +265,7 @@ def check_rate(table, reps):
                 r,
                 h=lambda t: t[0],
                 sizes=sizes,
-                draws=60,
+                draws=draws,
                 start=[0.5],
             )
             for r in streams(40, reps)
@@ -274,10 +274,11 @@ def check_rate(table, reps):
         error = slopes.std(ddof=1) / reps**0.5
         table.add("3.5", f"slope: {name}", slopes.mean(), error, slope, 0.02)
         rate, rate_error = share([checks.rate_finding(c) for c in curves])
-        if slope == -0.5:  # an error of 0.1 exceeds the margin of 0.1 in 16% of cases
-            table.below(
-                "3.5", "  warned (rule: slope above -0.40)", rate, rate_error, 0.16
-            )
+        if slope != -0.5:
+            table.above("3.5", "  warned", rate, rate_error, 0.95)
+            continue
+        table.below("3.5", "  warned (test at 5%)", rate, rate_error, 0.05)
+        if reps >= 20:  # a few slopes have no standard deviation
             told = np.mean([c.error for c in curves])
             table.add(
                 "3.5",
@@ -287,8 +288,6 @@ def check_rate(table, reps):
                 1.0,
                 0.15,
             )
-        else:
-            table.above("3.5", "  warned", rate, rate_error, 0.95)
 
 
 def quarter(y):
@@ -486,14 +485,14 @@ def separation_status(equation):
 SECTIONS = {
     "3.1": lambda table, size: check_unbiasedness(table, size(1000, 60)),
     "3.2": lambda table, size: check_root(table, size(200, 20)),
-    "3.4": lambda table, size: check_information(table, size(2000, 100), size(400, 10)),
-    "3.5": lambda table, size: check_rate(table, size(100, 3)),
+    "3.4": lambda table, size: check_information(table, size(2000, 100), size(400, 6)),
+    "3.5": lambda table, size: check_rate(table, size(100, 3), size(120, 40)),
     "3.6": lambda table, size: check_halves(table, size(1500, 60)),
     "3.7": lambda table, size: check_over_identification(table, size(2000, 150)),
     "3.8": lambda table, size: check_variance_ratio(table, size(2000, 80)),
     "3.9": lambda table, size: check_roots_and_units(table, size(200, 10)),
     "3.13": lambda table, size: check_identification(table, size(400, 20)),
-    "3.14": lambda table, size: check_separation(table, size(100, 5)),
+    "3.14": lambda table, size: check_separation(table, size(100, 2)),
 }
 
 
