@@ -1,0 +1,1 @@
+"""The parts of the extrapolation study: models, training over seeds, tables."""
