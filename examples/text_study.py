@@ -25,6 +25,7 @@ import torch
 from eestim.llm import (
     IWAE,
     Brier,
+    CentredIWAE,
     ContextMLP,
     Documents,
     Gated,
@@ -33,6 +34,7 @@ from eestim.llm import (
     NoiseAveraged,
     SharedDraw,
     Split,
+    SurpriseGated,
     byte_model,
     byte_tokenizer,
     corpora,
@@ -51,36 +53,52 @@ from eestim.llm.baselines import (
     with_soft_prompt,
 )
 from eestim.llm.experiment import Tempered, embedding_length
+from eestim.llm.surprise import Reference
 
 TOKENIZER = byte_tokenizer()
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything."""
+    """How much of everything. A step is `passes` rows through the model, for all."""
 
     context: int = 48
     width: int = 32
     modules: int | None = 8
     documents: int = 12
+    left_out: int = 6
     characters: int = 150
     pretrain_steps: int = 12
-    steps: int = 6
-    batch_size: int = 4
+    steps: int = 12
+    passes: int = 8
     predict_draws: int = 2
     rank: int = 4
 
 
-FULL = Sizes(128, 96, None, 40, 600, 2000, 400, 8, 16, 16)
+FULL = Sizes(128, 96, None, 40, 60, 600, 1000, 420, 16, 16, 16)
+SCALES = (0.2, 0.35, 0.5)  # of the fixed perturbations, in lengths of an embedding
+START = 0.4  # scale of the surprise gate at its start
+RATE, PHI_RATE, GATE_RATE = 5e-4, 3e-3, 5e-2
+# Shares of the steps in which base and surprise gate take turns.
+TURNS = (("base", 0.2), ("gate", 0.1), ("base", 0.2), ("gate", 0.1), ("base", 0.4))
 
 
 def texts(sizes: Sizes, others: dict[str, str]) -> dict[str, Documents]:
-    """Return training and held-out documents; the split does not depend on the seed."""
+    """Return training and held-out documents; the split does not depend on the seed.
+
+    The base is trained on "train". Every method goes on with "train" and "left out";
+    where it says so, the perturbation learns from "left out" alone.
+    """
     prose = corpora.documentation(sizes.modules)
     rest, held = corpora.split(prose, sizes.documents + sizes.documents // 2)
+    rest, left_out = corpora.split(rest, sizes.left_out)
     test = range(sizes.documents)
     sets = {
         "train": rest,
+        "left out": left_out,
+        "both": corpora.Corpus(
+            names=rest.names + left_out.names, texts=rest.texts + left_out.texts
+        ),
         "calibration": held.take(range(sizes.documents, len(held))),
         "in domain": held.take(test),
         "code": corpora.code(sizes.modules),
@@ -89,7 +107,7 @@ def texts(sizes: Sizes, others: dict[str, str]) -> dict[str, Documents]:
     }
     found = {}
     for name, corpus in sets.items():
-        if name != "train":
+        if name not in TRAINED:
             corpus = corpus.truncated(sizes.characters)
             if len(corpus) > sizes.documents:
                 corpus = corpora.split(corpus, sizes.documents)[1]
@@ -99,48 +117,161 @@ def texts(sizes: Sizes, others: dict[str, str]) -> dict[str, Documents]:
     return found
 
 
-def methods(
-    base: Any, length: float, sizes: Sizes, seed: int
-) -> dict[str, Callable[[], tuple[Any, Any, int]]]:
-    """Return (model, equation, draws) of each method, made from a copy of the base."""
-    width, rank = sizes.width, min(sizes.rank, sizes.width)
+TRAINED = ("train", "left out", "both")
+
+
+@dataclass
+class Run:
+    """One seed: its base, its data, and where fits are checkpointed."""
+
+    base: Any
+    sets: dict[str, Documents]
+    sizes: Sizes
+    seed: int
+    store: Path | None
+
+    @property
+    def length(self) -> float:
+        """Root mean square length of the embeddings of the training text."""
+        return embedding_length(self.base, self.sets["train"])
+
+    def model(self, perturbation: Any = None, base: Any = None) -> LatentPrefixLM:
+        """Return a model on a copy of the base, or on another base."""
+        chosen = copy.deepcopy(self.base) if base is None else base
+        return LatentPrefixLM(chosen, perturbation, TOKENIZER, reference=self.base)
+
+    def noise(self, size: float, kind: Any = LowRank, **options: Any) -> Any:
+        """Return a perturbation of a size in lengths of an embedding."""
+        options = {"rank": min(self.sizes.rank, self.sizes.width)} | options
+        return kind(
+            self.sizes.width, size=size * self.length, seed=self.seed, **options
+        )
+
+    def fit(
+        self,
+        model: Any,
+        equation: Any,
+        draws: int,
+        name: str,
+        *,
+        data: str = "both",
+        share: float = 1.0,
+        **options: Any,
+    ) -> Any:
+        """Train for a share of the steps; each is as many passes for every method."""
+        fit(
+            model,
+            self.sets[data],
+            equation,
+            draws=draws,
+            steps=max(1, round(share * self.sizes.steps)),
+            batch_size=max(1, self.sizes.passes // draws),
+            average_from=0.5,
+            seed=self.seed + 1,
+            every=50,
+            warmup=5,
+            checkpoint=None if self.store is None else self.store / slug(name),
+            **{"learning_rate": RATE, "perturbation_rate": PHI_RATE} | options,
+        )
+        return model
+
+
+def slug(name: str) -> str:
+    """Return a name that suits a folder."""
+    return "".join(c if c.isalnum() or c == "." else "-" for c in name)
+
+
+def simple(run: Run) -> dict[str, Callable[[], tuple[Any, Any, int]]]:
+    """Return (model, equation, draws) of the methods that are one fit."""
+    width, context = run.sizes.width, run.sizes.context
     # The size of their noise is a tenth of an embedding; they predict without it.
-    alpha = 0.1 * length * math.sqrt(sizes.context)
+    alpha = 0.1 * run.length * math.sqrt(context)
     plain, split = NoiseAveraged(), Split(base=NoiseAveraged(), perturbation=Brier())
 
-    def latent(perturbation: Any, equation: Any = plain, draws: int = 4) -> Any:
-        model = LatentPrefixLM(copy.deepcopy(base), perturbation, TOKENIZER)
-        return model, equation, draws
-
-    def noise(size: float, kind: Any = LowRank, **options: Any) -> Any:
-        return kind(width, rank, size * length, seed=seed, **options)
+    def latent(perturbation: Any, equation: Any = plain, draws: int = 1) -> Any:
+        return run.model(perturbation), equation, draws
 
     def adapted(add: Any) -> Any:
-        model = LatentPrefixLM(add(copy.deepcopy(base), seed=seed), None, TOKENIZER)
+        model = run.model(base=add(copy.deepcopy(run.base), seed=run.seed))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora" in name or "prompt" in name)
         return model, plain, 1
 
+    def scaled(size: float) -> Callable[[], Any]:
+        return lambda: latent(fixed(run.noise(size, rank=width)))
+
+    noise = run.noise
     return {
-        "continued training": lambda: latent(None, draws=1),
-        "NEFTune": lambda: latent(NEFTune(width, alpha * 3**0.5, length=sizes.context)),
-        "SymNoise": lambda: latent(SymNoise(width, alpha, length=sizes.context)),
+        "continued training": lambda: latent(None),
+        "NEFTune": lambda: latent(NEFTune(width, alpha * 3**0.5, length=context)),
+        "SymNoise": lambda: latent(SymNoise(width, alpha, length=context), draws=2),
         "embedding dropout": lambda: latent(EmbeddingDropout(width, 0.1)),
         "word dropout": lambda: latent(EmbeddingDropout(width, 0.05, whole=True)),
-        "neighbours": lambda: latent(Neighbours.of(base, 0.05)),
+        "neighbours": lambda: latent(Neighbours.of(run.base, 0.05)),
         "deletion": lambda: latent(Deletion(0.05)),
         "soft prompt": lambda: adapted(with_soft_prompt),
         "LoRA": lambda: adapted(with_lora),
-        "fixed 0.1": lambda: latent(fixed(noise(0.1))),
-        "fixed 0.2": lambda: latent(fixed(noise(0.2))),
-        "fixed 0.4": lambda: latent(fixed(noise(0.4))),
+        **{f"fixed {size:g}": scaled(size) for size in SCALES},
         "noise-averaged, learned": lambda: latent(noise(0.3)),
-        "shared draw, learned": lambda: latent(noise(0.3), Split(plain, SharedDraw())),
-        "IWAE, learned": lambda: latent(noise(0.3), Split(plain, IWAE())),
-        "split": lambda: latent(noise(0.3), split),
-        "split, held": lambda: latent(noise(0.3, Gated, held=True), split),
-        "split, context": lambda: latent(noise(0.3, ContextMLP, held=True), split),
+        "shared draw, learned": lambda: latent(
+            noise(0.3), Split(plain, SharedDraw()), 4
+        ),
+        "IWAE, learned": lambda: latent(noise(0.3), Split(plain, IWAE()), 4),
+        "split": lambda: latent(noise(0.3), split, 4),
+        "split, held": lambda: latent(noise(0.3, Gated, held=True), split, 4),
+        "split, context": lambda: latent(noise(0.3, ContextMLP, held=True), split, 4),
     }
+
+
+def surprise(run: Run, data: str = "left out") -> Any:
+    """Return the model whose noise follows the surprise of the prefix.
+
+    Base and gate take turns: the base learns under the noise that the gate gives, the
+    gate from documents that no base parameter has seen. On documents that the base was
+    trained on, noise never helps, and a gate learns to switch it off.
+    """
+    gate = run.noise(START, SurpriseGated, rank=run.sizes.width, most=3.0)
+    gate.directions.requires_grad_(False)
+    model = run.model(gate)
+    learned = [value for value in gate.parameters() if value.requires_grad]
+    for turn, (part, share) in enumerate(TURNS):
+        is_gate = part == "gate"
+        model.base.requires_grad_(not is_gate)
+        for value in learned:
+            value.requires_grad_(is_gate)
+        name = f"surprise {data} {turn}"
+        if is_gate:
+            equation, draws, texts = CentredIWAE(group=4), 8, data
+        else:
+            equation, draws, texts = NoiseAveraged(), 1, "train"
+        rate = {"perturbation_rate": GATE_RATE}
+        run.fit(model, equation, draws, name, data=texts, share=share, **rate)
+    return model
+
+
+class SurpriseTempered(torch.nn.Module):
+    """A plain model whose temperature follows the surprise of the prefix.
+
+    The rival that knows what the gate knows and has no latent: log T is linear in the
+    features of the reference.
+    """
+
+    def __init__(self, model: LatentPrefixLM, reference: Reference) -> None:
+        super().__init__()
+        self.model, self.reference = model, reference
+        self.slope = torch.nn.Parameter(torch.zeros(5))
+        self.level = torch.nn.Parameter(torch.zeros(()))
+
+    def draw_logits(self, batch: Any, draws: int, generator: Any) -> torch.Tensor:
+        """Return logits over the temperature."""
+        with torch.no_grad():
+            logits = self.model.draw_logits(batch, draws, generator)
+        known = self.reference.features(batch.input_ids)
+        return logits * (-self.level - known @ self.slope).exp().unsqueeze(-1)
+
+    def targets(self, batch: Any) -> torch.Tensor:
+        """Return the model's targets."""
+        return self.model.targets(batch)
 
 
 def one_seed(
@@ -151,53 +282,54 @@ def one_seed(
     done = None if store is None else store / "documents.csv"
     if done is not None and done.is_file():
         return pd.read_csv(done)
-
-    def kept(name: str) -> Path | None:
-        return None if store is None else store / name.replace(" ", "-")
-
     # Soft prompts take eight positions of the context.
     base = byte_model(sizes.context + 8, width=sizes.width, seed=seed)
-    model = LatentPrefixLM(base, None, TOKENIZER)
-    options = {"batch_size": sizes.batch_size, "every": 50}
+    run = Run(base, sets, sizes, seed, store)
+    plain = LatentPrefixLM(base, None, TOKENIZER)
     fit(
-        model,
+        plain,
         sets["train"],
         NoiseAveraged(),
         draws=1,
         steps=sizes.pretrain_steps,
+        batch_size=sizes.passes,
         learning_rate=4e-3,
         weight_decay=0.01,
         seed=seed,
-        checkpoint=kept("base"),
-        **options,
+        every=50,
+        checkpoint=None if store is None else store / "base",
     )
-    models: dict[str, Any] = {"base": model}
-    length = embedding_length(base, sets["train"])
-    for name, make in methods(base, length, sizes, seed).items():
-        models[name], equation, draws = make()
-        fit(
-            models[name],
-            sets["train"],
-            equation,
-            draws=draws,
-            steps=sizes.steps,
-            learning_rate=3e-4,
-            perturbation_rate=3e-3,
-            average_from=0.5,
-            seed=seed + 1,
-            checkpoint=kept(name),
-            **options,
-        )
+    models: dict[str, Any] = {"base": plain}
+    for name, make in simple(run).items():
+        model, equation, draws = make()
+        models[name] = run.fit(model, equation, draws, name)
         if name in ("NEFTune", "SymNoise"):
-            models[name] = models[name].without_latent()
+            models[name] = model.without_latent()
         print(f"seed {seed}: {name}", flush=True)
-    models["base, temperature"] = Tempered(model, 1.15)
-    held = {n: part for n, part in sets.items() if n not in ("train", "calibration")}
+    models["surprise"] = surprise(run)
+    models["surprise, from training text"] = surprise(run, "train")
+    models["base, temperature"] = Tempered(plain, 1.15)
+    for name, source in (("base", plain), ("continued", models["continued training"])):
+        tempered = SurpriseTempered(source, Reference(base))
+        models[f"{name}, surprise temperature"] = run.fit(
+            tempered,
+            NoiseAveraged(),
+            1,
+            f"{name} tempered",
+            data="left out",
+            share=0.25,
+            learning_rate=2e-2,
+        )
+    held = {
+        name: part
+        for name, part in sets.items()
+        if name not in (*TRAINED, "calibration")
+    }
     result = evaluate(
         models,
         held,
         calibration=sets["calibration"],
-        training=sets["train"],
+        training=sets["both"],
         draws=sizes.predict_draws,
     )
     if done is not None:
@@ -221,6 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--full", action="store_true", help="the sizes of the docs")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", type=int, help="train this seed and stop")
     parser.add_argument("--out", type=Path, help="folder of checkpoints and sums")
     parser.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER")
     chosen = parser.parse_args()
@@ -228,6 +361,9 @@ def main() -> None:
     others = dict(entry.split("=", 1) for entry in chosen.ood)
     torch.manual_seed(0)  # nothing draws from it; peft's start is seeded apart
     sets = texts(sizes, others)
+    if chosen.only is not None:
+        one_seed(sets, sizes, chosen.only, chosen.out)
+        return
     seeds = [one_seed(sets, sizes, seed, chosen.out) for seed in range(chosen.seeds)]
     for measure in ("bits per byte", "bits per byte, oracle T", "top-1"):
         print(f"\n{measure}, difference from the base, intervals over all domains")
