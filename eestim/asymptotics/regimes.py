@@ -1,6 +1,6 @@
 """Which asymptotic regime a fit is in, in words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from eestim.asymptotics.interpolation import (
 )
 from eestim.asymptotics.rank import RankReport, rank_report
 from eestim.asymptotics.terms import term_sizes
+from eestim.asymptotics.weak import weak_rank_finding
 from eestim.equations import Evaluated
 from eestim.errors import CapabilityError
 from eestim.findings import Finding
@@ -24,6 +25,7 @@ __all__ = ["Regime", "regime"]
 
 CLASSICAL_ASPECT = 0.05  # p/n up to which classical errors are short by about 3%
 _VANISHED = 1e-6
+_NOTHING = "nothing."
 
 _RESAMPLING = (
     "the pairs bootstrap and jackknife (too wide) and the residual bootstrap (too "
@@ -82,7 +84,8 @@ def regime(fit: Any, theta: Any = None, *, start: Any = None) -> Regime:
 
     Decided in this order: every contribution vanishes (interpolating); the
     sensitivity is singular (rank-deficient); p/n above 0.05 in least squares
-    (many-covariate) or another model (proportional); else classical.
+    (many-covariate) or another model (proportional); else classical. In each but the
+    first, a rank that is within ten standard errors of a smaller one is warned of.
 
     Parameters
     ----------
@@ -130,12 +133,28 @@ def regime(fit: Any, theta: Any = None, *, start: Any = None) -> Regime:
     counts = (int(equation.n_units), len(at), report.rank, len(at) / equation.n_units)
     if _vanishes(equation, psi, at):
         return Regime("interpolating", *counts, *_INTERPOLATING, ())
+    weak = weak_rank_finding(equation, at, report)
     if report.rank < len(at) or report.is_ambiguous:
-        return Regime("rank-deficient", *counts, *_deficient(report), ())
-    if counts[3] <= CLASSICAL_ASPECT:
+        made = Regime("rank-deficient", *counts, *_deficient(report), ())
+    elif counts[3] <= CLASSICAL_ASPECT:
         words = _classical(counts[3], isinstance(equation, Evaluated))
-        return Regime("classical", *counts, *words, ())
-    return _crowded(equation, at, counts)
+        made = Regime("classical", *counts, *words, ())
+    else:
+        made = _crowded(equation, at, counts)
+    return made if weak is None else _weakened(made, weak)
+
+
+def _weakened(made: Regime, weak: Finding) -> Regime:
+    """Return a regime whose rank is close to noise, said in words."""
+    nothing = made.refused == _NOTHING
+    too = "coverage of Wald intervals in the weak direction is not assured."
+    return replace(
+        made,
+        reason=f"{made.reason} {weak.meaning}",
+        refused=too if nothing else f"{made.refused} Also: {too}",
+        instead=weak.advice if nothing else f"{made.instead} {weak.advice}",
+        findings=(*made.findings, weak),
+    )
 
 
 def _without_root(equation: Any, start: Any) -> Regime:
@@ -203,7 +222,7 @@ def _classical(aspect: float, is_tabulated: bool) -> tuple[str, str, str, str]:
     return (
         f"A has full rank and {values} are {aspect:.2%} of the units.{behind}",
         "estimates with their sandwich, Wald and score tests.",
-        "nothing.",
+        _NOTHING,
         "no change needed.",
     )
 
