@@ -299,7 +299,7 @@ def reported(slice_, runs) -> int:
         )
         failed |= abs(cover - 0.95) > 4 * error
         failed |= half > 0.95 - 4 * error and replications > 50
-        failed |= wide < 0.95 + 4 * error and replications > 200
+        failed |= wide < 0.95 and replications > 200  # too long, by the ratio below
     ratio = np.median(inverted / se, axis=0)
     print(
         "se with the sampled A inverted, over the right one (median):", ratio.round(1)
