@@ -61,7 +61,7 @@ def probability(
         return last[token].exp()
 
     value.__name__ = f"p({token})"
-    return value
+    return _of_law(value)
 
 
 def log_loss(
@@ -127,7 +127,14 @@ def log_loss(
         return found - other
 
     value.__name__ = "log loss" if baseline is None else "log loss difference"
-    return value
+    return _of_law(value)
+
+
+def _of_law(value: Any) -> Functional:
+    """Mark a mean over draws whose exact value depends on the law of u alone."""
+    value.depends_on_law = True
+    marked: Functional = value
+    return marked
 
 
 _FAR = 10**6  # a set of draws that neither scores nor A use

@@ -26,9 +26,14 @@ from eestim.errors import (
 )
 from eestim.estimation import Estimate, estimate
 from eestim.findings import Finding
+from eestim.llm.invariances import (
+    Orbit,
+    gradient_across,
+    operators_across,
+    orbit_of,
+)
 from eestim.llm.matrix_free import Influence, Solver, influence, latent_operators
-from eestim.llm.perturbations import Perturbation
-from eestim.llm.scores import Which, chosen, name_at, parameter_names, score_sets
+from eestim.llm.scores import Which, chosen, parameter_names, score_sets
 from eestim.llm.sensitivities import MOST_DENSE, check_dense, sensitivity
 from eestim.llm.surrogates import LatentEquation
 from eestim.llm.variance_split import split_variance
@@ -37,7 +42,6 @@ from eestim.roots import Root, Status
 __all__ = ["infer", "squared_size"]
 
 Array = npt.NDArray[np.float64]
-_VARIES = 1e-4  # share of a gradient along free directions that rounding explains
 _SOLVE_WARNED = 0.01  # of the standard error
 _NO_SPREAD = 1e-12  # spread of influences relative to their size
 
@@ -95,7 +99,10 @@ def infer(
         The training data; their units are the independent ones.
     functional : callable
         From the model to a scalar or 1-D tensor, differentiable in its parameters.
-        See `eestim.llm.functionals` for losses and predictions.
+        See `eestim.llm.functionals` for losses and predictions. One with a true
+        attribute ``depends_on_law`` states that its exact value depends on the law of
+        the perturbed embedding alone, as theirs do: what its draws leave along
+        rotations of the latent is then removed as noise, and its share reported.
     equation : LatentEquation, optional
         The one that was solved; `Brier` by default.
     draws : int
@@ -177,20 +184,24 @@ def infer(
         "batch_size": batch_size,
         "seed": seed,
     }
-    findings: tuple[Finding, ...] = ()
-    frame = _complement(model, parameters, gradient, labels)
+    orbit = orbit_of(model, parameters)
+    gradient, findings = gradient_across(
+        orbit, gradient, labels, model, parameters,
+        is_of_law=bool(getattr(functional, "depends_on_law", False)),
+    )  # fmt: skip
     pull = _pull(model, reference, parameters, ridge)
     if method == "dense":
         check_dense(count)
         table = _dense(
-            model, documents, equation, gradient, frame, sets, kind, ridge, options,
+            model, documents, equation, gradient, orbit, sets, kind, ridge, options,
             pull,
         )  # fmt: skip
     else:
-        table, findings = _free(
-            model, documents, equation, gradient, labels, sets, kind, ridge,
+        table, accuracy = _free(
+            model, documents, equation, gradient, labels, orbit, sets, kind, ridge,
             tolerance, max_iterations, options, solver, pull,
         )  # fmt: skip
+        findings = (*findings, accuracy)
     return _assembled(table, value, labels, passes, findings)
 
 
@@ -199,7 +210,7 @@ def _dense(
     documents: Any,
     equation: LatentEquation | None,
     gradient: Array,
-    frame: Array | None,
+    orbit: Orbit,
     sets: int,
     kind: Literal["observed", "expected"],
     ridge: float,
@@ -211,6 +222,7 @@ def _dense(
     A = A + ridge * np.eye(len(A))
     labels: tuple[str, ...] = parameter_names(model, options["parameters"])
     inner, slope = gradient.T, A
+    frame = orbit.frame() if orbit.dimension else None
     if frame is not None:
         slope, inner = frame.T @ A @ frame, frame.T @ gradient.T
         labels = tuple(f"direction {j}" for j in range(len(slope)))
@@ -226,6 +238,7 @@ def _free(
     equation: LatentEquation | None,
     gradient: Array,
     labels: tuple[str, ...],
+    orbit: Orbit,
     sets: int,
     kind: Literal["observed", "expected"],
     ridge: float,
@@ -234,7 +247,7 @@ def _free(
     options: dict[str, Any],
     solver: Solver,
     pull: Array,
-) -> tuple[Array, tuple[Finding, ...]]:
+) -> tuple[Array, Finding]:
     """Return c'psi (sets, n, k) without matrices, and the accuracy of the solves."""
     maps = latent_operators(
         model, documents, equation, sets=sets, kind=kind, ridge=ridge, **options
@@ -242,15 +255,16 @@ def _free(
     if tolerance is None:
         first = next(iter(chosen(model, options["parameters"]).values()))
         tolerance = 1e-9 if first.dtype == torch.float64 else 1e-5
+    maps = operators_across(maps, orbit)
     n_units = maps.n_units // sets
     found = [
         influence(maps, row, label, n_units, tolerance, max_iterations, solver)
         for row, label in zip(gradient, labels, strict=True)
     ]
     table = np.stack(
-        [solved.rows - pull @ solved.coefficients for solved in found], axis=-1
+        [s.rows - pull @ orbit.across(s.coefficients) for s in found], axis=-1
     )
-    return table, (_solve_finding(found, tolerance),)
+    return table, _solve_finding(found, tolerance)
 
 
 def _pull(
@@ -379,51 +393,3 @@ def _functional(
 def _labels(functional: Any, count: int) -> tuple[str, ...]:
     name = getattr(functional, "__name__", "functional").strip("<>")
     return (name,) if count == 1 else tuple(f"{name}[{j}]" for j in range(count))
-
-
-def _complement(
-    model: nn.Module, which: Which, gradient: Array, labels: tuple[str, ...]
-) -> Array | None:
-    """Return an orthonormal basis (P, P - m) of what is identified, None for all.
-
-    Refuses functionals that vary along the other directions. Without matrices the
-    basis is not needed: LSMR leaves alone what A does not see.
-    """
-    free = _free_directions(model, which)
-    size = np.linalg.svd(free, compute_uv=False) if free.shape[1] else np.zeros(0)
-    rank = int((size > 1e-6 * size.max(initial=0.0)).sum())
-    if rank == 0:
-        return None
-    orbit = np.linalg.svd(free, full_matrices=False)[0][:, :rank]
-    for label, row in zip(labels, gradient, strict=True):
-        along = orbit @ (orbit.T @ row)
-        share = float(np.linalg.norm(along)) / float(np.linalg.norm(row))
-        if share > _VARIES:
-            worst = name_at(model, which, int(np.abs(along).argmax()))
-            raise IdentificationError(
-                f"`functional` {label!r} is not estimable: {share:.2g} of its gradient "
-                f"lies along rotations of the latent (most at {worst}), which leave "
-                "the model's law unchanged. Use a function of C C', such as its "
-                "trace (`squared_size`) or eigenvalues."
-            )
-    if len(free) > MOST_DENSE:
-        return None
-    return np.linalg.svd(free, full_matrices=True)[0][:, rank:]
-
-
-def _free_directions(model: nn.Module, which: Which) -> Array:
-    """Return the perturbation's invariances among the chosen parameters, (P, m)."""
-    wanted = chosen(model, which)
-    perturbation = getattr(model, "perturbation", None)
-    count = sum(p.numel() for p in wanted.values())
-    if not isinstance(perturbation, Perturbation):
-        return np.zeros((count, 0))
-    tangents = perturbation.invariances().double().cpu().numpy()
-    full = np.zeros((count, tangents.shape[1]))
-    begin = used = 0
-    for name, p in wanted.items():
-        if name.startswith("perturbation."):
-            full[begin : begin + p.numel()] = tangents[used : used + p.numel()]
-            used += p.numel()
-        begin += p.numel()
-    return full
