@@ -104,8 +104,8 @@ def false_alarms(total, start, sizes):
         number, reported = number + 1, len(alarms)
         spent = time.process_time() - began
         print(
-            f"round {number}, seed {start + number - 1}: {examples_done} examples, about {checks} checks of a "
-            f"property, {len(alarms)} false alarms, {spent:.0f} s",
+            f"round {number}, seed {start + number - 1}: {examples_done} examples, "
+            f"about {checks} checks of a property, {len(alarms)} false alarms, {spent:.0f} s",
             flush=True,
         )
     return alarms
