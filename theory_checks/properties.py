@@ -105,7 +105,8 @@ def false_alarms(total, start, sizes):
         spent = time.process_time() - began
         print(
             f"round {number}, seed {start + number - 1}: {examples_done} examples, "
-            f"about {checks} checks of a property, {len(alarms)} false alarms, {spent:.0f} s",
+            f"about {checks} checks of a property, {len(alarms)} false alarms, "
+            f"{spent:.0f} s",
             flush=True,
         )
     return alarms
