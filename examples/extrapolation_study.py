@@ -212,7 +212,7 @@ def main() -> None:
     rows = study(chosen.full, seeds, chosen.out, chosen.only, chosen.minutes)
     text = []
     for (world, base), part in rows.groupby(["world", "base"], sort=False):
-        text += [f"### {world}: {base}", "", markdown(table(part)), ""]
+        text += [f"## {world}: {base}", "", markdown(table(part)), ""]
     print("\n".join(text))
     if chosen.out is not None:
         (chosen.out / "tables.md").write_text("\n".join(text), encoding="utf-8")
