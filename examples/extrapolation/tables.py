@@ -133,12 +133,12 @@ def _divergences(axis, part, title) -> None:
 
 def _scales(axis, part, title) -> None:
     learned = part[part["scale"].notna() & ~part["method"].str.startswith("fixed")]
-    learned = learned[learned["method"] != "no latent"]
+    learned = learned[learned["scale"] > 0]  # others have no latent
     names = list(dict.fromkeys(learned["method"]))[::-1]
     for place, name in enumerate(names):
         rows = learned[learned["method"] == name]
         spread = np.linspace(-0.25, 0.25, len(rows))
-        axis.plot(rows["scale"].clip(1e-3, 50), place + spread, ".", ms=3, color="C0")
+        axis.plot(rows["scale"], place + spread, ".", ms=3, color="C0")
         axis.hlines(place + spread, rows["lower"], rows["upper"], color="C0", lw=0.7)
     axis.axvline(part["truth"].iloc[0], color="k", lw=0.8)
     axis.set(xscale="log", title=title, xlabel="scale s: 20 seeds, true value")
