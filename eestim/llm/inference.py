@@ -42,6 +42,7 @@ from eestim.roots import Root, Status
 __all__ = ["infer", "squared_size"]
 
 Array = npt.NDArray[np.float64]
+_SIZE_WARNED = 3.0  # standard errors of tr(CC') from the boundary
 _SOLVE_WARNED = 0.01  # of the standard error
 _NO_SPREAD = 1e-12  # spread of influences relative to their size
 
@@ -202,7 +203,28 @@ def infer(
             tolerance, max_iterations, options, solver, pull,
         )  # fmt: skip
         findings = (*findings, accuracy)
-    return _assembled(table, value, labels, passes, findings)
+    made = _assembled(table, value, labels, passes, findings)
+    return _with_size_finding(made) if functional is squared_size else made
+
+
+def _with_size_finding(made: Estimate) -> Estimate:
+    """Return the estimate of a squared size with how far it is from zero."""
+    ratio = float(np.asarray(made.theta)[0] / np.asarray(made.se)[0])
+    is_clear = ratio >= _SIZE_WARNED
+    found = Finding(
+        "size of the perturbation",
+        "pass" if is_clear else "warn",
+        ratio,
+        _SIZE_WARNED,
+        f"The squared size is {ratio:.2g} standard errors from zero, where A is "
+        "singular and the interval is no longer normal.",
+        ""
+        if is_clear
+        else "Test it by the one-sided score, `no_perturbation(model, documents)`; do "
+        "not read this interval or a Wald test as one of no perturbation.",
+    )
+    spread = replace(made.spread, findings=(*made.spread.findings, found))
+    return replace(made, spread=spread)
 
 
 def _dense(

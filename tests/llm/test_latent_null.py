@@ -8,6 +8,8 @@ from scipy import optimize
 from eestim.errors import CapabilityError
 from eestim.llm.base import byte_model, byte_tokenizer
 from eestim.llm.documents import Documents
+from eestim.llm.equations import Brier
+from eestim.llm.inference import infer
 from eestim.llm.null_test import no_perturbation, projected
 from eestim.llm.perturbations import Additive, LowRank
 from eestim.llm.prefix import LatentPrefixLM
@@ -176,3 +178,27 @@ def test_language_models_are_tested_by_document():
         no_perturbation(model, data, of="span")
     with pytest.raises(ValueError, match="`of` is 'all'"):
         no_perturbation(model, data, of="all")
+
+
+class Random(Choice):
+    """The same with the scale of its perturbation."""
+
+    def draw_logits(self, batch, draws, generator):
+        states = self.embed(batch)
+        latents = self.latents(states, draws, generator)
+        return self.logits_of(self.perturb(states, latents), batch)
+
+
+@pytest.mark.parametrize(
+    ("n", "scale", "status"), [(300, 0.3, "warn"), (3000, 1.2, "pass")]
+)
+def test_infer_says_where_a_size_is_too_near_zero_for_its_interval(n, scale, status):
+    model = Random(beta=0.5)
+    with torch.no_grad():
+        model.perturbation.directions.fill_(scale)
+    fit = infer(model, choices(n, 4, scale=scale), equation=Brier(), draws=8)
+    (found,) = [f for f in fit.spread.findings if f.name == "size of the perturbation"]
+    assert found.status == status
+    expected = np.asarray(fit.theta)[0] / np.asarray(fit.se)[0]
+    assert found.value == pytest.approx(expected)
+    assert ("no_perturbation" in found.advice) is (status == "warn")
