@@ -19,6 +19,7 @@ from scipy import optimize, stats
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
+from eestim.covariance.base import sensitivity_factor
 from eestim.errors import DataError, InferenceError
 from eestim.inference._crossing import checked_level, crossing, wanted_places
 from eestim.llm.scores import Which, chosen, parameter_names, score_sets
@@ -181,6 +182,8 @@ class FixedDraws:
 
         Raises
         ------
+        IdentificationError
+            If A is singular at `theta`: there is no scale for the first step.
         InferenceError
             If even at `theta`, with the other parameters free, the value itself is
             rejected: these draws have no root near it. Raise `passes`.
@@ -189,7 +192,8 @@ class FixedDraws:
         begin: Array = np.array(theta, dtype=np.float64)
         places = wanted_places(names, self.names, "score_interval")
         psi = self.psi(begin)
-        inverse = np.linalg.inv(self.sensitivity(begin))
+        factor = sensitivity_factor(self.sensitivity(begin), self.names)
+        inverse = factor.solve(np.eye(len(begin)))
         errors = (np.diag(inverse @ np.cov(psi.T) @ inverse.T) / len(psi)) ** 0.5
         rows = []
         for j in places:

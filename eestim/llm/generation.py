@@ -179,9 +179,7 @@ def _latent_paths(
     site, table = model._site(), model.base.get_input_embeddings()
     caches = [DynamicCache(config=model.base.config) for _ in range(2)]
     lower, upper = caches if cached else (None, None)
-    watch = None if model.reference is None else model.reference.watch()
-    if watch is not None and cached:
-        watch.cache = DynamicCache(config=model.base.config)
+    watch = None if model.reference is None else model.reference.watch(cached=cached)
     fresh, clean, latents = tokens, None, None
     while True:
         embeddings = table(fresh if cached else tokens)

@@ -68,7 +68,7 @@ class LatentPrefixLM(nn.Module):
         If the base does not take `inputs_embeds`.
     ValueError
         If it ignores them, the perturbation has another width, the tokenizer has more
-        tokens than the base, or there is no such site.
+        tokens than the base, the reference other tokens, or there is no such site.
     """
 
     def __init__(
@@ -162,11 +162,16 @@ class LatentPrefixLM(nn.Module):
         blocks = getattr(self.base.config, "num_hidden_layers", "?")
         site = f"after block {self.site} of {blocks}" if self.site else "embeddings"
         inner = getattr(self.base, "get_base_model", lambda: self.base)()
+        read = []
+        if self.reference is not None:
+            size = sum(p.numel() for p in self.reference.parameters())
+            read = [f"reference     frozen, {size:,} parameters"]
         return "\n".join(
             [
                 f"base          {type(inner).__name__}, {total:,} parameters, "
                 f"{trained:,} trained",
                 f"perturbation  {self.perturbation}",
+                *read,
                 f"site          {site}",
                 f"latent        one for each {self.latent}",
             ]
@@ -339,8 +344,10 @@ class LatentPrefixLM(nn.Module):
         return average_log_probabilities(self.draw_logits(batch, draws, generator))
 
     def check_context(self, length: int) -> None:
-        """Refuse more positions than the base has."""
+        """Refuse more positions than the base, or its reference, has."""
         check_context(self.base, length)
+        if self.reference is not None:
+            check_context(self.reference.base, length)
 
     def generate(
         self, input_ids: Any, max_new_tokens: int | None = None, **options: Any
@@ -466,4 +473,13 @@ def _reference(perturbation: Any, base: Any, given: Any) -> Reference | None:
     """Return the frozen reader of prefixes that a perturbation needs, else None."""
     if not getattr(perturbation, "needs_reference", False):
         return None
-    return Reference(base if given is None else given)
+    chosen = base if given is None else given
+    rows, known = (
+        model.get_input_embeddings().weight.shape[0] for model in (base, chosen)
+    )
+    if rows != known:
+        raise ValueError(
+            f"`reference` has {known} embeddings, but `base` has {rows}: they must "
+            "read the same tokens. Give an earlier copy of the base, or leave it out."
+        )
+    return Reference(chosen)

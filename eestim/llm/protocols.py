@@ -8,17 +8,25 @@ import numpy as np
 import numpy.typing as npt
 from torch import Generator, Tensor, nn
 
-__all__ = ["IntArray", "LatentModel", "Units", "check_model", "split_parameters"]
+__all__ = [
+    "REFERENCE",
+    "IntArray",
+    "LatentModel",
+    "Units",
+    "check_model",
+    "split_parameters",
+]
 
 IntArray = npt.NDArray[np.int64]
+REFERENCE = "reference."  # names of weights that read the data and are never estimated
 
 
 @runtime_checkable
 class LatentModel(Protocol):
     """A torch module that draws the law of its targets given a latent.
 
-    The parameters of its submodule `perturbation`, where it has one, are phi; the
-    others are the base's.
+    The parameters of its submodule `perturbation`, where it has one, are phi; those of
+    a submodule `reference` are frozen; the others are the base's.
     """
 
     def draw_logits(self, batch: Any, draws: int, generator: Generator) -> Tensor:
@@ -58,10 +66,13 @@ def check_model(model: Any) -> nn.Module:
 def split_parameters(
     model: nn.Module,
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Return the trainable (base, perturbation) parameters by name."""
+    """Return the trainable (base, perturbation) parameters by name.
+
+    A frozen reference stays as it is even if all of the model is set to train.
+    """
     base: dict[str, nn.Parameter] = {}
     phi: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not name.startswith(REFERENCE):
             (phi if name.startswith("perturbation.") else base)[name] = parameter
     return base, phi

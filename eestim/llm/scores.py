@@ -26,7 +26,7 @@ from eestim.llm.equations import (
 from eestim.llm.levels import MLMC
 from eestim.llm.perturbations import Perturbation
 from eestim.llm.prefix import LatentPrefixLM, as_token_batch
-from eestim.llm.protocols import Units, check_model
+from eestim.llm.protocols import REFERENCE, Units, check_model
 from eestim.llm.sites import Site
 from eestim.llm.surrogates import LatentEquation, check_draws, through_first
 from eestim.llm.training import as_units, step_generator
@@ -53,7 +53,10 @@ _LARGEST_CHUNK = 1.5e8  # bytes of the gradients that one mapped pass holds
 
 
 def chosen(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
-    """Return the parameters that psi belongs to, by name."""
+    """Return the parameters that psi belongs to, by name.
+
+    A frozen reference, which reads clean prefixes, has none: it is part of the data.
+    """
     check_model(model)
     if which not in ("perturbation", "all"):
         raise ValueError(
@@ -62,7 +65,8 @@ def chosen(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
     found = {
         name: p
         for name, p in model.named_parameters()
-        if which == "all" or name.startswith("perturbation.")
+        if name.startswith("perturbation.")
+        or (which == "all" and not name.startswith(REFERENCE))
     }
     if not found:
         raise DataError(

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from eestim.llm.directions import Directional, rotations
 from eestim.llm.sites import Site
@@ -63,9 +64,14 @@ class Reference(nn.Module):
         """
         return self.watch().extend(ids, start)
 
-    def watch(self) -> Watch:
-        """Return a reader of prefixes that grow."""
-        return Watch(self.base)
+    def watch(self, *, cached: bool = False) -> Watch:
+        """Return a reader of prefixes that grow, which reads each token once if cached.
+
+        Without a cache it reads whole prefixes only.
+        """
+        return Watch(
+            self.base, DynamicCache(config=self.base.config) if cached else None
+        )
 
 
 class Watch:

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import optimize, stats
 
 import eestim as ee
-from eestim.errors import DataError, InferenceError
+from eestim.errors import DataError, IdentificationError, InferenceError
 from eestim.llm.equations import Brier, CentredIWAE
 from eestim.llm.fixed_draws import FixedDraws
 from eestim.llm.scores import scores
@@ -93,3 +94,11 @@ def test_what_cannot_be_computed_is_refused():
         drawn(20, draws=2, equation=CentredIWAE())
     with pytest.raises(ValueError, match="`passes` is 0"):
         drawn(20, passes=0)
+
+
+def test_a_singular_sensitivity_is_named():
+    model = BinaryModel()
+    model.spare = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))  # never used
+    drawn = FixedDraws(model, binary_data(200, seed=3), parameters="all")
+    with pytest.raises(IdentificationError, match=r"free direction: \+1\*spare"):
+        drawn.score_interval(drawn.start)

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from latent_families import WIDTH, byte, ids, llama, seeded
-from transformers import DynamicCache
 
-from eestim.llm.base import byte_tokenizer
+from eestim.llm.base import byte_model, byte_tokenizer
 from eestim.llm.documents import Documents
 from eestim.llm.equations import Brier, NoiseAveraged, Split
 from eestim.llm.perturbations import LowRank, SurpriseGated
 from eestim.llm.prefix import LatentPrefixLM
-from eestim.llm.scores import scores
+from eestim.llm.scores import chosen, scores
 from eestim.llm.surprise import Reference, running_excess
 from eestim.llm.training import fit
 
@@ -100,8 +99,7 @@ def test_features_know_the_past_only():
 def test_reading_piece_by_piece_equals_reading_at_once(cuts):
     base, tokens = sharp(), ids(2, LENGTH)
     reference = Reference(base)
-    watch = reference.watch()
-    watch.cache = DynamicCache(config=base.config)
+    watch = reference.watch(cached=True)
     parts = [watch.extend(piece) for piece in tokens.split(cuts, 1)]
     whole = reference.features(tokens)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
@@ -139,7 +137,7 @@ def test_scale_starts_at_one_and_gives_low_rank_noise():
 
 def test_reference_stays_as_it_was_while_the_base_trains():
     base = byte()
-    model = LatentPrefixLM(base, awake(), latent="position")
+    model = LatentPrefixLM(base, awake(), latent="position").requires_grad_(True)
     kept = copy.deepcopy(model.reference.state_dict())
     start = copy.deepcopy(base.state_dict())
     equation = Split(base=NoiseAveraged(), perturbation=Brier())
@@ -151,6 +149,7 @@ def test_reference_stays_as_it_was_while_the_base_trains():
         steps=3,
         batch_size=4,
         learning_rate=1e-2,
+        weight_decay=0.1,
     )
     for name, value in model.reference.state_dict().items():
         assert torch.equal(value, kept[name])
@@ -182,6 +181,37 @@ def test_scores_by_every_route():
     for found in routes[1:]:
         np.testing.assert_allclose(found, routes[0], rtol=1e-4, atol=1e-6)
     assert np.abs(routes[0]).max() > 1e-4
+
+
+def test_reference_is_no_parameter_of_the_model():
+    base = byte()
+    gated, plain = (LatentPrefixLM(base, p) for p in (awake(), LowRank(WIDTH, rank=3)))
+    extra = set(chosen(gated, "all")) - set(chosen(plain, "all"))
+    assert extra == {
+        f"perturbation.{n}" for n in ("linear", "first", "offset", "second")
+    }
+    assert "reference     frozen, " in gated.summary()
+    assert "reference" not in plain.summary()
+
+
+def test_a_reference_of_another_size_generates_as_without_a_cache():
+    model = LatentPrefixLM(byte(), awake(size=9.0), reference=byte(layers=1))
+    walks = [
+        model.generate(
+            ids(2, 5), 6, draws=3, do_sample=True, generator=seeded(3), use_cache=cached
+        )
+        for cached in (True, False)
+    ]
+    assert torch.equal(*walks)
+
+
+def test_references_that_cannot_read_the_rows_are_refused():
+    with pytest.raises(ValueError, match="`reference` has 300 embeddings"):
+        LatentPrefixLM(byte(), awake(), reference=llama())
+    short = byte_model(8, width=WIDTH, layers=1, heads=2)
+    model = LatentPrefixLM(byte(), awake(), reference=short)
+    with pytest.raises(ValueError, match="context is 8"):
+        model.embed(ids(2, LENGTH))
 
 
 def test_rotations_leave_the_law_alone():
