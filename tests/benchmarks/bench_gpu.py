@@ -20,30 +20,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from training_steps import EQUATIONS, Rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eestim.llm import (
     Brier,
-    CentredIWAE,
     LatentPrefixLM,
     LowRank,
-    NoiseAveraged,
-    Split,
     scores,
 )
-from eestim.llm.batches import as_token_batch
 from eestim.llm.checkpoints import State
 from eestim.llm.recipe import Recipe
 from eestim.llm.steps import Team
 from eestim.llm.training import _Job, _one_step
 
-EQUATIONS: dict[str, Any] = {
-    "Brier": Brier(),
-    "centred": CentredIWAE(group=3),
-    "averaged": NoiseAveraged(),
-    "split": Split(NoiseAveraged(), Brier()),
-    "split-1": Split(NoiseAveraged(), Brier(), perturbation_draws=1),
-}
 SMOLLM2 = {
     "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536,
     "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
@@ -53,24 +43,6 @@ TINY = SMOLLM2 | {
     "vocab_size": 300, "hidden_size": 36, "intermediate_size": 64,
     "num_hidden_layers": 2, "max_position_embeddings": 64,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Token rows, each its own unit."""
-
-    ids: torch.Tensor
-
-    @property
-    def n_units(self) -> int:
-        return len(self.ids)
-
-    @property
-    def unit(self) -> np.ndarray:
-        return np.arange(len(self.ids))
-
-    def batch(self, rows: np.ndarray) -> Any:
-        return as_token_batch(self.ids[torch.as_tensor(rows)])
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from training_steps import EQUATIONS, Rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eestim.llm.base import byte_model
 from eestim.llm.checkpoints import State
 from eestim.llm.equations import (
-    IWAE,
-    Brier,
-    CentredIWAE,
-    NoiseAveraged,
-    Power,
     Split,
 )
 from eestim.llm.heads import Linear, fused_losses
@@ -41,15 +36,6 @@ from eestim.llm.recipe import Recipe
 from eestim.llm.steps import Team
 from eestim.llm.training import _Job, _one_step
 
-EQUATIONS: dict[str, Any] = {
-    "Brier": Brier(),
-    "centred": CentredIWAE(group=3),
-    "power": Power(0.5),
-    "averaged": NoiseAveraged(),
-    "IWAE": IWAE(),
-    "split": Split(NoiseAveraged(), Brier()),
-    "split-1": Split(NoiseAveraged(), Brier(), perturbation_draws=1),
-}
 VOCABULARY, WIDTH, DRAWS, ROWS, LENGTH = 49_152, 576, 4, 4, 128
 
 
@@ -162,24 +148,6 @@ def language_model(kind: str) -> tuple[LatentPrefixLM, torch.Tensor]:
     model = LatentPrefixLM(base, LowRank(width, rank=16, size=1.0))
     vocabulary = base.config.vocab_size
     return model, torch.randint(3, vocabulary, (rows, length), generator=generator)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Units of one batch."""
-
-    ids: torch.Tensor
-
-    @property
-    def n_units(self) -> int:
-        return len(self.ids)
-
-    @property
-    def unit(self) -> np.ndarray:
-        return np.arange(len(self.ids))
-
-    def batch(self, rows: np.ndarray) -> torch.Tensor:
-        return self.ids[torch.as_tensor(rows)]
 
 
 def plain_step(kind: str) -> Callable[[], Any]:

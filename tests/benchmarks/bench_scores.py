@@ -10,28 +10,10 @@ import time
 
 import numpy as np
 import torch
+from training_steps import Rows
 
 from eestim.llm import Brier, Gated, LatentPrefixLM, byte_model, scores
-from eestim.llm.batches import as_token_batch
 from eestim.llm.training import step_generator
-
-
-class Rows:
-    """Token rows, each its own unit."""
-
-    def __init__(self, ids: torch.Tensor) -> None:
-        self.ids = ids
-
-    @property
-    def n_units(self) -> int:
-        return len(self.ids)
-
-    @property
-    def unit(self) -> np.ndarray:
-        return np.arange(len(self.ids))
-
-    def batch(self, rows: np.ndarray) -> object:
-        return as_token_batch(self.ids[torch.as_tensor(rows)])
 
 
 def main() -> None:
