@@ -37,6 +37,7 @@ from eestim.llm.scores import unit_batches
 
 WIDTH, RANK, TOKENS, UNITS, POSITIONS, DRAWS = 2, 7, 11, 12, 80, 6
 IDENTIFIED = WIDTH * (WIDTH + 1) // 2
+FULL = 600  # samples, from which on the comparison of intervals is tested
 CENTRES, SPREAD = torch.linspace(-5.0, 5.0, TOKENS).double(), 0.8
 
 
@@ -258,10 +259,20 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs=2, metavar=("FIRST", "END"))
     parser.add_argument("--store", type=Path, help="file to resume from and add to")
     arguments = parser.parse_args()
-    first, end = arguments.seeds or ((0, 8) if arguments.quick else (0, 600))
+    first, end = arguments.seeds or ((0, 8) if arguments.quick else (0, FULL))
     torch.set_num_threads(1)
     slice_, runs = stored(arguments.store, range(first, end))
     return reported(slice_, runs)
+
+
+def is_longer(gap, half, ratio) -> bool:
+    """Whether other intervals cover significantly more often, on the same samples.
+
+    By McNemar's comparison of samples that one of them covers alone, at four errors.
+    """
+    right, other = np.abs(gap) <= half, np.abs(gap) <= half * ratio
+    gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
+    return gained - lost > 4 * np.sqrt(gained + lost)
 
 
 def reported(slice_, runs) -> int:
@@ -299,7 +310,10 @@ def reported(slice_, runs) -> int:
         )
         failed |= abs(cover - 0.95) > 4 * error
         failed |= half > 0.95 - 4 * error and replications > 50
-        failed |= wide < 0.95 and replications > 200  # too long, by the ratio below
+        if replications >= FULL:
+            failed |= not is_longer(
+                gap[:, j], quantile * se[:, j], inverted[:, j] / se[:, j]
+            )
     ratio = np.median(inverted / se, axis=0)
     print(
         "se with the sampled A inverted, over the right one (median):", ratio.round(1)
