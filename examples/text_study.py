@@ -9,12 +9,14 @@ seed are kept, so a run that is interrupted goes on where it stopped.
     python examples/text_study.py                       # tiny: seconds
     python examples/text_study.py --full --seeds 5 --out study \
         --ood stories=FOLDER --ood german=FOLDER        # hours
+
+text_sources.py makes such folders from public packages.
 """
 
 import argparse
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ class Sizes:
     rank: int = 4
 
 
-FULL = Sizes(128, 96, None, 40, 60, 600, 1000, 420, 16, 16, 16)
+FULL = Sizes(128, 96, None, 32, 60, 512, 1000, 300, 16, 8, 16)
 SCALES = (0.2, 0.35, 0.5)  # of the fixed perturbations, in lengths of an embedding
 START = 0.4  # scale of the surprise gate at its start
 RATE, PHI_RATE, GATE_RATE = 5e-4, 3e-3, 5e-2
@@ -274,14 +276,51 @@ class SurpriseTempered(torch.nn.Module):
         return self.model.targets(batch)
 
 
+def tempered(run: Run, model: LatentPrefixLM, name: str) -> Any:
+    """Return the model with a temperature learned from left-out documents."""
+    latent = model.perturbation is not None
+    return run.fit(
+        SurpriseTempered(model, Reference(run.base)),
+        CentredIWAE(group=4) if latent else NoiseAveraged(),
+        8 if latent else 1,
+        f"{name} tempered",
+        data="left out",
+        share=0.25,
+        learning_rate=2e-2,
+    )
+
+
+def methods(run: Run, plain: LatentPrefixLM) -> Iterator[tuple[str, Any]]:
+    """Train method after method; yield its name and the model that predicts."""
+    yield "base", plain
+    yield "base, temperature", Tempered(plain, 1.15)
+    yield "base, surprise temperature", tempered(run, plain, "base")
+    for name, make in simple(run).items():
+        model, equation, draws = make()
+        fitted = run.fit(model, equation, draws, name)
+        yield name, fitted.without_latent() if name in QUIET else fitted
+        if name in ("continued training", "fixed 0.35"):
+            yield f"{name}, surprise temperature", tempered(run, fitted, name)
+    gated = surprise(run)
+    yield "surprise", gated
+    yield "surprise, surprise temperature", tempered(run, gated, "surprise")
+    yield "surprise, from training text", surprise(run, "train")
+
+
+QUIET = ("NEFTune", "SymNoise")  # trained with noise, predict without
+
+
 def one_seed(
     sets: dict[str, Documents], sizes: Sizes, seed: int, out: Path | None
 ) -> pd.DataFrame:
-    """Train every method from one base; return the sums of each held-out document."""
+    """Train every method from one base; return the sums of each held-out document.
+
+    A method's sums are stored when it is done, and read where they are.
+    """
     store = None if out is None else out / f"seed-{seed}"
-    done = None if store is None else store / "documents.csv"
+    done = None if out is None else out / f"documents-{seed}.parquet"
     if done is not None and done.is_file():
-        return pd.read_csv(done)
+        return pd.read_parquet(done)
     # Soft prompts take eight positions of the context.
     base = byte_model(sizes.context + 8, width=sizes.width, seed=seed)
     run = Run(base, sets, sizes, seed, store)
@@ -299,42 +338,35 @@ def one_seed(
         every=50,
         checkpoint=None if store is None else store / "base",
     )
-    models: dict[str, Any] = {"base": plain}
-    for name, make in simple(run).items():
-        model, equation, draws = make()
-        models[name] = run.fit(model, equation, draws, name)
-        if name in ("NEFTune", "SymNoise"):
-            models[name] = model.without_latent()
-        print(f"seed {seed}: {name}", flush=True)
-    models["surprise"] = surprise(run)
-    models["surprise, from training text"] = surprise(run, "train")
-    models["base, temperature"] = Tempered(plain, 1.15)
-    for name, source in (("base", plain), ("continued", models["continued training"])):
-        tempered = SurpriseTempered(source, Reference(base))
-        models[f"{name}, surprise temperature"] = run.fit(
-            tempered,
-            NoiseAveraged(),
-            1,
-            f"{name} tempered",
-            data="left out",
-            share=0.25,
-            learning_rate=2e-2,
-        )
     held = {
         name: part
         for name, part in sets.items()
         if name not in (*TRAINED, "calibration")
     }
-    result = evaluate(
-        models,
-        held,
-        calibration=sets["calibration"],
-        training=sets["both"],
-        draws=sizes.predict_draws,
-    )
+    parts = []
+    for name, model in methods(run, plain):
+        kept = None if store is None else store / f"{slug(name)}.parquet"
+        if kept is None or not kept.is_file():
+            part = evaluate(
+                {name: model},
+                held,
+                calibration=sets["calibration"],
+                training=sets["both"],
+                draws=sizes.predict_draws,
+            ).documents
+            if kept is not None:
+                part.to_parquet(kept, index=False)
+        else:
+            part = pd.read_parquet(kept)
+        parts.append(part)
+        print(f"seed {seed}: {name}", flush=True)
+    # Corpus by corpus, as one evaluation of all methods would have them.
+    found = pd.concat(parts, ignore_index=True)
+    order = found["corpus"].map({name: i for i, name in enumerate(held)})
+    found = found.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     if done is not None:
-        result.documents.to_csv(done, index=False)
-    return result.documents
+        found.to_parquet(done, index=False)
+    return found
 
 
 def table(seeds: list[pd.DataFrame], measure: str) -> pd.DataFrame:
