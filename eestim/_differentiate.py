@@ -18,6 +18,7 @@ from eestim._arrays import Matrix, Vector
 from eestim.errors import DataError
 
 __all__ = [
+    "DIFFERENCE_ERROR",
     "directional_difference",
     "hall_sheather",
     "jacobian",
@@ -26,6 +27,7 @@ __all__ = [
     "response_steps",
 ]
 
+DIFFERENCE_ERROR = 1e-10  # relative error of extrapolated central differences
 _TARGET = 1e-3  # relative change of the response that one step should cause
 _BAND = 10.0  # accepted between target / band and target * band
 _TRIALS = 30

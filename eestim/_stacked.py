@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from eestim._arrays import IntVector, Matrix, Vector, as_float, check_psi
+from eestim._differentiate import DIFFERENCE_ERROR, response_steps
 from eestim._differentiate import jacobian as difference_jacobian
-from eestim._differentiate import response_steps
 from eestim.equations import Parameters, column_of, require, sum_by_code
 from eestim.errors import ConvergenceError, DataError, InterpolationError
 from eestim.moments import Moments, moments_of
@@ -28,7 +28,6 @@ from eestim.weights import Frequency, Importance, effective_size
 
 __all__ = ["Block", "EquationBlock", "FunctionBlock", "Places", "StackedEquation"]
 
-_DIFFERENCE_ERROR = 1e-10  # relative error of extrapolated central differences
 _INTERPOLATED = 1e-10  # change of theta that would move psi by all of its size
 
 Places: TypeAlias = Mapping[str, tuple[slice, tuple[int, ...]]]
@@ -148,7 +147,7 @@ class StackedEquation:
     def _error_of(self, block: Block) -> float:
         if isinstance(block, EquationBlock):
             return float(getattr(block.equation, "derivative_error", 0.0))
-        return 0.0 if self._analytic(block) is not None else _DIFFERENCE_ERROR
+        return 0.0 if self._analytic(block) is not None else DIFFERENCE_ERROR
 
     def _analytic(self, block: FunctionBlock) -> Callable[[Any, Any], Any] | None:
         """Return the derivative of a function, a plain mean: of no use with weights."""
@@ -346,7 +345,7 @@ class _Given:
     stack: StackedEquation
     block: FunctionBlock
     earlier: Vector
-    derivative_error: float = _DIFFERENCE_ERROR
+    derivative_error: float = DIFFERENCE_ERROR
 
     @property
     def n_units(self) -> int:

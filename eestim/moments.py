@@ -1,11 +1,15 @@
 """Moments of psi at one theta: additive over disjoint sets of units."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from eestim._arrays import Matrix, Vector
 from eestim.errors import DataError
 
-__all__ = ["Moments", "moments_of"]
+if TYPE_CHECKING:
+    from eestim.equations import EstimatingEquation
+
+__all__ = ["Moments", "moments_at", "moments_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +72,12 @@ def moments_of(psi: Matrix, sensitivity: Matrix) -> Moments:
     """
     n = len(psi)
     return Moments(n, psi.mean(axis=0), psi.T @ psi / n, sensitivity)
+
+
+def moments_at(equation: "EstimatingEquation", theta: Vector) -> Moments:
+    """Return the moments of psi at theta, streamed where the equation can."""
+    fast = getattr(equation, "moments", None)
+    if fast is not None:
+        result: Moments = fast(theta)
+        return result
+    return moments_of(equation.psi(theta), equation.sensitivity(theta))
