@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from eestim._arrays import Vector
 from eestim.asymptotics.rank import RankReport
 from eestim.diagnostics._verdicts import solved
 from eestim.diagnostics.identification import rank_of
@@ -43,6 +44,31 @@ def _finish(ax: Any, title: str, x: str, y: str) -> Any:
     return ax
 
 
+def _threshold(ax: Any, bound: float, text: str, va: str = "center") -> None:
+    """Draw a bound, named beside the axes: data cannot come under its name."""
+    ax.axhline(bound, color=_ACCENT, ls="--", lw=1)
+    ax.annotate(
+        text,
+        (1.0, bound),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        ha="left",
+        va=va,
+        fontsize=9,
+        color=_ACCENT,
+        annotation_clip=False,
+    )
+
+
+def _free_side(heights: Vector, unit: int) -> int:
+    """Return on which side of a bar its neighbours are lower: 1 right, -1 left."""
+    reach = max(1, len(heights) // 12)
+    right = heights[unit + 1 : unit + 1 + reach].max(initial=0.0)
+    left = heights[max(0, unit - reach) : unit].max(initial=0.0)
+    return 1 if right <= left else -1
+
+
 def plot_influence(fit: Any, name: str | None = None, ax: Any = None) -> Any:
     """Return axes with each unit's share of the variance of one parameter.
 
@@ -67,11 +93,13 @@ def plot_influence(fit: Any, name: str | None = None, ax: Any = None) -> Any:
         ax.axhline(bound, color=_ACCENT, ls="--", lw=1)
     ax.axhline(0, color=_PALE, lw=0.8)
     for unit in np.argsort(-np.abs(signed))[:_LABELLED]:
+        side = _free_side(signed * np.sign(signed[unit]), int(unit))
         ax.annotate(
             str(unit),
             (unit, 100 * signed[unit]),
-            xytext=(3, 3 if signed[unit] > 0 else -3),
+            xytext=(3 * side, 3 if signed[unit] > 0 else -3),
             textcoords="offset points",
+            ha="left" if side > 0 else "right",
             va="bottom" if signed[unit] > 0 else "top",
             fontsize=9,
         )
@@ -122,18 +150,9 @@ def plot_residual_path(path: Any, ax: Any = None) -> Any:
     values = np.maximum(np.asarray(path, dtype=np.float64), _FLOOR)
     ax = _axes(ax)
     ax.plot(np.arange(len(values)), values, "o-", color=_DARK)
-    for bound, text in ((0.1, "warned above"), (0.01, "passed below")):
-        ax.axhline(bound, color=_ACCENT, ls="--", lw=1)
-        ax.annotate(
-            f"{text} {bound:g}",
-            (1.0, bound),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom" if bound == 0.1 else "top",
-            fontsize=9,
-            color=_ACCENT,
-        )
     ax.set_yscale("log")
+    _threshold(ax, 0.1, "fails\nabove 0.1", va="bottom")
+    _threshold(ax, 0.01, "passes\nbelow 0.01", va="top")
     ax.set_xticks(np.arange(len(values)))
     return _finish(
         ax, "Path of the solver", "Newton steps", "mean of psi in units of its noise"
@@ -145,30 +164,17 @@ def plot_spectrum(report: RankReport, ax: Any = None) -> Any:
     values = np.maximum(report.singular_values, _FLOOR)
     order, kept = np.arange(1, len(values) + 1), np.arange(len(values)) < report.rank
     ax = _axes(ax)
-    ax.plot(order[kept], values[kept], "o", color=_DARK, label="kept")
-    if not kept.all():
-        ax.plot(
-            order[~kept], values[~kept], "s", color=_DARK, mfc="none", label="dropped"
-        )
-    ax.axhline(report.tolerance, color=_ACCENT, ls="--", lw=1)
-    ax.annotate(
-        f"cut {report.tolerance:.0e}",
-        (1.0, report.tolerance),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        fontsize=9,
-        color=_ACCENT,
-    )
+    ax.plot(order[kept], values[kept], "o", color=_DARK)
+    ax.plot(order[~kept], values[~kept], "s", color=_DARK, mfc="none")
     ax.set_yscale("log")
+    _threshold(ax, report.tolerance, f"cut\n{report.tolerance:.0e}")
     ax.set_xticks(order if len(order) <= 20 else order[:: len(order) // 10])
     ax.set_xlim(0.5, len(order) + 0.5)
-    if not kept.all():
-        ax.legend(frameon=False)
+    dropped = "" if kept.all() else " (hollow: dropped)"
     return _finish(
         ax,
         f"Rank {report.rank} of {report.n_parameters}",
-        "singular value of the scaled A",
+        f"singular value of the scaled A{dropped}",
         "relative to the largest",
     )
 
