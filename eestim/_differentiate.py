@@ -25,6 +25,7 @@ __all__ = [
     "jump_step",
     "jumping_columns",
     "response_steps",
+    "vanishes",
 ]
 
 DIFFERENCE_ERROR = 1e-10  # relative error of extrapolated central differences
@@ -481,3 +482,26 @@ def _jumped_rows(
     uneven = (np.abs(outer - 2.0 * inner) > 0.5 * size) & (size > 0)
     found: _Flags = uneven.any(axis=1)
     return found
+
+
+def vanishes(psi: _Rows, theta: Vector) -> bool:
+    """Whether psi is zero to rounding at more than half of the units it is not zero at.
+
+    The rounding of a unit is how far psi moves when theta does by a few units in the
+    last place. Units at a jump of psi move by all of it, but they are few.
+
+    Examples
+    --------
+    >>> y = np.array([1.0, 2.0, 3.0])
+    >>> vanishes(lambda t: (y - t * y)[:, None], np.ones(1))
+    True
+    >>> vanishes(lambda t: (y - t)[:, None], np.array([2.0]))
+    False
+    """
+    rows = psi(theta)
+    wobble = 8.0 * np.finfo(np.float64).eps * np.maximum(np.abs(theta), 1e-300)
+    rounding = np.abs(psi(theta + wobble) - rows)
+    used = rows != 0
+    if not used.any():
+        return True
+    return bool(np.mean((np.abs(rows) <= 20.0 * rounding)[used]) > 0.5)

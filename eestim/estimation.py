@@ -11,7 +11,7 @@ import scipy
 
 from eestim._arrays import Matrix, Vector, as_float
 from eestim._differentiate import jacobian as difference_jacobian
-from eestim._differentiate import response_steps
+from eestim._differentiate import response_steps, vanishes
 from eestim._linalg import equilibrated_factor
 from eestim.covariance.base import (
     Covariance,
@@ -21,12 +21,7 @@ from eestim.covariance.base import (
     sensitivity_factor,
 )
 from eestim.covariance.hc import HC
-from eestim.equations import (
-    EstimatingEquation,
-    Evaluated,
-    Parameters,
-    require,
-)
+from eestim.equations import EstimatingEquation, Evaluated, Parameters, require
 from eestim.errors import (
     DataError,
     IdentificationError,
@@ -39,7 +34,6 @@ from eestim.roots import DOUBTFUL, Root, Status, root_at, solve
 __all__ = ["Estimate", "IntervalMethod", "estimate"]
 
 IntervalMethod = Literal["wald", "t"]
-_NO_SPREAD = 1e-13  # standard error relative to the size of its terms
 _RESIDUAL_WARNED = 0.1  # of the noise: a tenth of a standard error
 _NO_DIGITS = 1e-8  # reciprocal condition whose square is the rounding of a variance
 _ADDED = 1e3  # times what is left of psi, relative to its size: as much as A may gain
@@ -591,12 +585,8 @@ def _check_interpolation(equation: EstimatingEquation, root: Root) -> None:
         return  # models look at their residuals instead
     if isinstance(equation, Evaluated):
         return
-    psi = equation.psi(root.theta)
-    wobble = 8.0 * np.finfo(np.float64).eps * np.maximum(np.abs(root.theta), 1e-300)
-    rounding = np.abs(equation.psi(root.theta + wobble) - psi)
-    used = psi != 0  # units at a jump of psi move by all of it, but they are few
-    largest = np.abs(psi).max()
-    if not used.any() or np.mean((np.abs(psi) <= 20.0 * rounding)[used]) > 0.5:
+    if vanishes(equation.psi, root.theta):
+        largest = np.abs(equation.psi(root.theta)).max()
         raise InterpolationError(
             f"psi vanishes at every unit at the root (largest entry {largest:.1e}), so "
             "the sandwich would be zero whatever the noise. The equations interpolate "
