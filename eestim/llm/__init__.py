@@ -31,6 +31,7 @@ from eestim.llm.functionals import log_loss, probability
 from eestim.llm.inference import infer, squared_size
 from eestim.llm.levels import MLMC
 from eestim.llm.null_test import no_perturbation
+from eestim.llm.penalised import solve_penalised
 from eestim.llm.perturbations import (
     Additive,
     ContextAttention,
@@ -93,5 +94,6 @@ __all__ = [
     "probability",
     "scores",
     "sensitivity",
+    "solve_penalised",
     "squared_size",
 ]
