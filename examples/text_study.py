@@ -16,7 +16,7 @@ text_sources.py makes such folders from public packages.
 import argparse
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,14 @@ FULL = Sizes(128, 96, None, 32, 60, 512, 1000, 300, 16, 8, 16)
 SCALES = (0.2, 0.35, 0.5)  # of the fixed perturbations, in lengths of an embedding
 START = 0.4  # scale of the surprise gate at its start
 RATE, PHI_RATE, GATE_RATE = 5e-4, 3e-3, 5e-2
-# Shares of the steps in which base and surprise gate take turns.
-TURNS = (("base", 0.2), ("gate", 0.1), ("base", 0.2), ("gate", 0.1), ("base", 0.4))
+# Shares of the steps in which base and surprise gate take turns, and the base's texts.
+TURNS = (
+    ("base", 0.2, "train"),
+    ("gate", 0.1, None),
+    ("base", 0.2, "train"),
+    ("gate", 0.1, None),
+    ("base", 0.4, "both"),
+)
 
 
 def texts(sizes: Sizes, others: dict[str, str]) -> dict[str, Documents]:
@@ -230,24 +236,28 @@ def surprise(run: Run, data: str = "left out") -> Any:
 
     Base and gate take turns: the base learns under the noise that the gate gives, the
     gate from documents that no base parameter has seen. On documents that the base was
-    trained on, noise never helps, and a gate learns to switch it off.
+    trained on, noise never helps, and a gate learns to switch it off. When the gate has
+    learned, the base goes on with the left-out documents too, as in every method.
     """
     gate = run.noise(START, SurpriseGated, rank=run.sizes.width, most=3.0)
     gate.directions.requires_grad_(False)
     model = run.model(gate)
     learned = [value for value in gate.parameters() if value.requires_grad]
-    for turn, (part, share) in enumerate(TURNS):
+    for turn, (part, share, texts) in enumerate(TURNS):
         is_gate = part == "gate"
         model.base.requires_grad_(not is_gate)
         for value in learned:
             value.requires_grad_(is_gate)
         name = f"surprise {data} {turn}"
-        if is_gate:
-            equation, draws, texts = CentredIWAE(group=4), 8, data
-        else:
-            equation, draws, texts = NoiseAveraged(), 1, "train"
-        rate = {"perturbation_rate": GATE_RATE}
-        run.fit(model, equation, draws, name, data=texts, share=share, **rate)
+        run.fit(
+            model,
+            CentredIWAE(group=4) if is_gate else NoiseAveraged(),
+            8 if is_gate else 1,
+            name,
+            data=texts or data,
+            share=share,
+            perturbation_rate=GATE_RATE,
+        )
     return model
 
 
@@ -290,12 +300,20 @@ def tempered(run: Run, model: LatentPrefixLM, name: str) -> Any:
     )
 
 
-def methods(run: Run, plain: LatentPrefixLM) -> Iterator[tuple[str, Any]]:
-    """Train method after method; yield its name and the model that predicts."""
+def methods(
+    run: Run, plain: LatentPrefixLM, wanted: Collection[str] | None
+) -> Iterator[tuple[str, Any]]:
+    """Train one wanted method after another; yield its name and what predicts."""
+
+    def is_wanted(name: str) -> bool:
+        return wanted is None or name in wanted
+
     yield "base", plain
     yield "base, temperature", Tempered(plain, 1.15)
     yield "base, surprise temperature", tempered(run, plain, "base")
     for name, make in simple(run).items():
+        if not is_wanted(name):
+            continue
         model, equation, draws = make()
         fitted = run.fit(model, equation, draws, name)
         yield name, fitted.without_latent() if name in QUIET else fitted
@@ -304,14 +322,28 @@ def methods(run: Run, plain: LatentPrefixLM) -> Iterator[tuple[str, Any]]:
     gated = surprise(run)
     yield "surprise", gated
     yield "surprise, surprise temperature", tempered(run, gated, "surprise")
-    yield "surprise, from training text", surprise(run, "train")
+    if is_wanted("surprise, from training text"):
+        yield "surprise, from training text", surprise(run, "train")
 
 
+# Methods near the frontier, for more seeds than all of them can have.
+CONTENDERS = (
+    "continued training",
+    "NEFTune",
+    *(f"fixed {size:g}" for size in SCALES),
+    "noise-averaged, learned",
+    "split",
+    "split, held",
+)
 QUIET = ("NEFTune", "SymNoise")  # trained with noise, predict without
 
 
 def one_seed(
-    sets: dict[str, Documents], sizes: Sizes, seed: int, out: Path | None
+    sets: dict[str, Documents],
+    sizes: Sizes,
+    seed: int,
+    out: Path | None,
+    wanted: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Train every method from one base; return the sums of each held-out document.
 
@@ -344,7 +376,7 @@ def one_seed(
         if name not in (*TRAINED, "calibration")
     }
     parts = []
-    for name, model in methods(run, plain):
+    for name, model in methods(run, plain, wanted):
         kept = None if store is None else store / f"{slug(name)}.parquet"
         if kept is None or not kept.is_file():
             part = evaluate(
@@ -386,6 +418,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the sizes of the docs")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", type=int, help="train this seed and stop")
+    parser.add_argument(
+        "--contenders", action="store_true", help="only methods near the frontier"
+    )
     parser.add_argument("--out", type=Path, help="folder of checkpoints and sums")
     parser.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER")
     chosen = parser.parse_args()
@@ -393,10 +428,17 @@ def main() -> None:
     others = dict(entry.split("=", 1) for entry in chosen.ood)
     torch.manual_seed(0)  # nothing draws from it; peft's start is seeded apart
     sets = texts(sizes, others)
+    wanted = CONTENDERS if chosen.contenders else None
     if chosen.only is not None:
-        one_seed(sets, sizes, chosen.only, chosen.out)
+        one_seed(sets, sizes, chosen.only, chosen.out, wanted)
         return
-    seeds = [one_seed(sets, sizes, seed, chosen.out) for seed in range(chosen.seeds)]
+    seeds = [
+        one_seed(sets, sizes, seed, chosen.out, wanted) for seed in range(chosen.seeds)
+    ]
+    shared = set.intersection(*(set(found["model"]) for found in seeds))
+    seeds = [
+        found[found["model"].isin(shared)].reset_index(drop=True) for found in seeds
+    ]
     for measure in ("bits per byte", "bits per byte, oracle T", "top-1"):
         print(f"\n{measure}, difference from the base, intervals over all domains")
         print(table(seeds, measure).to_string())
