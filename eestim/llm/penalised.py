@@ -212,7 +212,7 @@ def _search(
             raise ConvergenceError(
                 f"The penalised equation was not solved in {steps} evaluations "
                 f"(`max_steps` is {max_steps}): its norm is {residual:.1e} of that at "
-                f"the reference, `tolerance` is {tolerance:.0e}. Raise `ridge` (it is "
+                f"the reference (`tolerance` is {tolerance:.0e}). Raise `ridge` (it is "
                 f"{1 / first:.3g}), or allow more steps."
             )
         step = _direction(here, pairs, first)
