@@ -75,12 +75,14 @@ class Sizes:
     passes: int = 8
     predict_draws: int = 2
     rank: int = 4
+    rate: float = 5e-4
+    perturbation_rate: float = 3e-3
+    start: float = 0.4  # scale of the surprise gate, in lengths of an embedding
 
 
 FULL = Sizes(128, 96, None, 32, 60, 512, 1000, 300, 16, 8, 16)
 SCALES = (0.2, 0.35, 0.5)  # of the fixed perturbations, in lengths of an embedding
-START = 0.4  # scale of the surprise gate at its start
-RATE, PHI_RATE, GATE_RATE = 5e-4, 3e-3, 5e-2
+GATE_RATE = 5e-2
 # Shares of the steps in which base and surprise gate take turns, and the base's texts.
 TURNS = (
     ("base", 0.2, "train"),
@@ -91,7 +93,9 @@ TURNS = (
 )
 
 
-def texts(sizes: Sizes, others: dict[str, str]) -> dict[str, Documents]:
+def texts(
+    sizes: Sizes, others: dict[str, str], tokenizer: Any = TOKENIZER
+) -> dict[str, Documents]:
     """Return training and held-out documents; the split does not depend on the seed.
 
     The base is trained on "train". Every method goes on with "train" and "left out";
@@ -120,7 +124,7 @@ def texts(sizes: Sizes, others: dict[str, str]) -> dict[str, Documents]:
             if len(corpus) > sizes.documents:
                 corpus = corpora.split(corpus, sizes.documents)[1]
         found[name] = Documents.from_texts(
-            corpus.texts, TOKENIZER, sizes.context, corpus.names
+            corpus.texts, tokenizer, sizes.context, corpus.names
         )
     return found
 
@@ -137,6 +141,7 @@ class Run:
     sizes: Sizes
     seed: int
     store: Path | None
+    tokenizer: Any = TOKENIZER
 
     @property
     def length(self) -> float:
@@ -146,7 +151,7 @@ class Run:
     def model(self, perturbation: Any = None, base: Any = None) -> LatentPrefixLM:
         """Return a model on a copy of the base, or on another base."""
         chosen = copy.deepcopy(self.base) if base is None else base
-        return LatentPrefixLM(chosen, perturbation, TOKENIZER, reference=self.base)
+        return LatentPrefixLM(chosen, perturbation, self.tokenizer, reference=self.base)
 
     def noise(self, size: float, kind: Any = LowRank, **options: Any) -> Any:
         """Return a perturbation of a size in lengths of an embedding."""
@@ -179,7 +184,11 @@ class Run:
             every=50,
             warmup=5,
             checkpoint=None if self.store is None else self.store / slug(name),
-            **{"learning_rate": RATE, "perturbation_rate": PHI_RATE} | options,
+            **{
+                "learning_rate": self.sizes.rate,
+                "perturbation_rate": self.sizes.perturbation_rate,
+            }
+            | options,
         )
         return model
 
@@ -239,7 +248,7 @@ def surprise(run: Run, data: str = "left out") -> Any:
     trained on, noise never helps, and a gate learns to switch it off. When the gate has
     learned, the base goes on with the left-out documents too, as in every method.
     """
-    gate = run.noise(START, SurpriseGated, rank=run.sizes.width, most=3.0)
+    gate = run.noise(run.sizes.start, SurpriseGated, rank=run.sizes.width, most=3.0)
     gate.directions.requires_grad_(False)
     model = run.model(gate)
     learned = [value for value in gate.parameters() if value.requires_grad]
