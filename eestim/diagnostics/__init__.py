@@ -7,6 +7,7 @@ not hold: simulated data (`unbiasedness`), a second set of latent draws
 that is not identified (`range_check`, `estimability_check`, `invariance_check`).
 """
 
+from eestim.diagnostics.complex_steps import complex_step_sensitivity
 from eestim.diagnostics.identification import (
     estimability_check,
     range_check,
@@ -63,6 +64,7 @@ __all__ = [
     "PathAverage",
     "RateCurve",
     "batch_means",
+    "complex_step_sensitivity",
     "derivative_check",
     "diagnose",
     "estimability_check",
