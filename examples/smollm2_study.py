@@ -33,7 +33,7 @@ from eestim.llm import (
 )
 from eestim.llm.baselines import fixed
 
-TINY = replace(Sizes(), documents=4, left_out=4, steps=10, pretrain_steps=5)
+TINY = replace(Sizes(), documents=4)
 FULL = Sizes(
     context=64,
     width=576,

@@ -10,7 +10,7 @@ seed are kept, so a run that is interrupted goes on where it stopped.
     python examples/text_study.py --full --seeds 5 --out study \
         --ood stories=FOLDER --ood german=FOLDER        # hours
 
-text_sources.py makes such folders from public packages.
+docs/text_sources.py makes such folders from public packages.
 """
 
 import argparse
@@ -65,13 +65,13 @@ class Sizes:
     """How much of everything. A step is `passes` rows through the model, for all."""
 
     context: int = 48
-    width: int = 32
-    modules: int | None = 8
-    documents: int = 12
-    left_out: int = 6
-    characters: int = 150
-    pretrain_steps: int = 12
-    steps: int = 12
+    width: int = 16
+    modules: int | None = 4
+    documents: int = 6
+    left_out: int = 4
+    characters: int = 100
+    pretrain_steps: int = 5
+    steps: int = 5
     passes: int = 8
     predict_draws: int = 2
     rank: int = 4

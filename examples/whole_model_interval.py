@@ -60,9 +60,9 @@ def main() -> None:
     """Solve the penalised equation and print the intervals."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, help="folder of the pretrained model")
-    parser.add_argument("--units", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=24, help="of each unit")
-    parser.add_argument("--ridge", type=float, default=30.0)
+    parser.add_argument("--units", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=16, help="of each unit")
+    parser.add_argument("--ridge", type=float, default=100.0)
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the solve")
     parser.add_argument("--ood", action="append", default=[], metavar="NAME=FOLDER")
     chosen = parser.parse_args()
@@ -75,8 +75,9 @@ def main() -> None:
     def documents(corpus: corpora.Corpus, count: int) -> Documents:
         return cut(corpus, tokenizer, chosen.tokens, count)
 
-    train = documents(corpora.documentation(), chosen.units)
-    held = {"code": corpora.code()} | {
+    modules = None if chosen.model else 8
+    train = documents(corpora.documentation(modules), chosen.units)
+    held = {"code": corpora.code(modules)} | {
         name: corpora.read_texts([folder])
         for name, folder in (entry.split("=", 1) for entry in chosen.ood)
     }

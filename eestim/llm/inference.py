@@ -311,6 +311,8 @@ def _solve_finding(found: list[Influence], tolerance: float) -> Finding:
     """Return how far the solves are from exact, on the scale of the interval."""
     worst = max(found, key=lambda solved: solved.solve_error)
     is_small = worst.solve_error < _SOLVE_WARNED
+    known = np.isfinite(worst.condition)  # MINRES does not estimate it
+    condition = f", condition {worst.condition:.1e}" if known else ""
     return Finding(
         "solve accuracy",
         "pass" if is_small else "warn",
@@ -318,7 +320,7 @@ def _solve_finding(found: list[Influence], tolerance: float) -> Finding:
         _SOLVE_WARNED,
         f"Going on to a tenth of the residual changed the standard error by "
         f"{worst.solve_error:.1e} of itself (relative residual {worst.residual:.1e}, "
-        f"{worst.iterations} iterations, condition {worst.condition:.1e}).",
+        f"{worst.iterations} iterations{condition}).",
         "" if is_small else f"Lower `tolerance` (it is {tolerance:.0e}).",
     )
 

