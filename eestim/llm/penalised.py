@@ -25,6 +25,7 @@ from eestim.llm.training import as_units
 
 __all__ = ["PenalisedRoot", "solve_penalised"]
 
+Block = tuple[Tensor, ...]
 _MEMORY = 5  # pairs of vectors of length P that the search keeps
 
 
@@ -70,9 +71,10 @@ def solve_penalised(
 
     by limited-memory BFGS on the field itself, whose steps are shortened where its
     norm would grow. Every evaluation is one pass over the units and memory is that of
-    one batch and 15 vectors of length P. The field of a loss, and of `Brier`, is a
-    gradient, so its curvature is symmetric; elsewhere the search may fail, and says
-    so.
+    one batch and 16 vectors of length P. The distance from the reference is kept apart
+    from the parameters: under a strong penalty it is below their rounding error. The
+    field of a loss, and of `Brier`, is a gradient, so its curvature is symmetric;
+    elsewhere the search may fail, and says so.
 
     Parameters
     ----------
@@ -134,8 +136,11 @@ def solve_penalised(
         )
     units = as_units(model, documents)
 
-    def field() -> tuple[Tensor, ...]:
-        """Return minus the penalised mean of psi, in the order of the parameters."""
+    def field(away: Block) -> Block:
+        """Return minus the penalised mean of psi, at the reference plus `away`."""
+        with torch.no_grad():
+            for (name, p), moved in zip(wanted.items(), away, strict=True):
+                p.copy_(centre[name] + moved)
         total = {name: torch.zeros_like(p) for name, p in wanted.items()}
         for number in range(sets):
             for batch, _, generator in unit_batches(units, batch_size, seed, number):
@@ -152,40 +157,27 @@ def solve_penalised(
                         total[name] += slope
         share = 1.0 / (sets * units.n_units)
         return tuple(
-            share * total[name] + ridge * (p.detach() - centre[name])
-            for name, p in wanted.items()
+            share * total[name] + ridge * moved
+            for name, moved in zip(wanted, away, strict=True)
         )
 
     flags = {name: p.requires_grad for name, p in wanted.items()}
     for p in wanted.values():
         p.requires_grad_(True)
     try:
+        away = tuple(torch.zeros_like(part) for part in centre.values())
         steps, residual = _search(
-            list(wanted.values()),
-            list(centre.values()),
-            field,
-            1.0 / ridge,
-            tolerance,
-            max_steps,
-            progress,
+            away, field, 1.0 / ridge, tolerance, max_steps, progress
         )
     finally:
         for name, p in wanted.items():
             p.requires_grad_(flags[name])
-    away = sum(
-        float((p.detach() - centre[name]).double().square().sum())
-        for name, p in wanted.items()
-    )
-    return PenalisedRoot(steps, residual, away**0.5)
-
-
-Block = tuple[Tensor, ...]
+    return PenalisedRoot(steps, residual, _norm(away))
 
 
 def _search(
-    where: list[nn.Parameter],
-    centre: list[Tensor],
-    field: Callable[[], Block],
+    where: Block,
+    field: Callable[[Block], Block],
     first: float,
     tolerance: float,
     max_steps: int,
@@ -193,12 +185,9 @@ def _search(
 ) -> tuple[int, float]:
     """Return evaluations and residual; `first` is the inverse of the curvature known.
 
-    The search starts at the centre, so that its residual is relative to that there.
+    `where` is moved to the root; the residual is relative to that at its start.
     """
-    with torch.no_grad():
-        for p, c in zip(where, centre, strict=True):
-            p.copy_(c)
-    here, steps = field(), 1
+    here, steps = field(where), 1
     start = norm = _norm(here)
     pairs: list[tuple[Block, Block]] = []
     length = 1.0
@@ -217,11 +206,9 @@ def _search(
             )
         step = _direction(here, pairs, first)
         step = tuple(length * part for part in step) if length < 1 else step
-        before = [p.detach().clone() for p in where]
-        with torch.no_grad():
-            for p, part in zip(where, step, strict=True):
-                p.add_(part)
-        there = field()
+        for place, part in zip(where, step, strict=True):
+            place.add_(part)
+        there = field(where)
         steps += 1
         grown = _norm(there)
         bend = tuple(b - a for a, b in zip(here, there, strict=True))
@@ -230,9 +217,8 @@ def _search(
         if np.isfinite(grown) and grown <= 2.0 * norm:
             here, norm, length = there, grown, min(1.0, 2.0 * length)
         else:
-            with torch.no_grad():
-                for p, old in zip(where, before, strict=True):
-                    p.copy_(old)
+            for place, part in zip(where, step, strict=True):
+                place.sub_(part)
             length *= 0.25
 
 
