@@ -1,4 +1,4 @@
-"""Estimates: a root with its covariance, and everything reported from them."""
+"""A root with its covariance, and everything reported from them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +11,6 @@ import scipy
 
 from eestim._arrays import Matrix, Vector, as_float
 from eestim._differentiate import jacobian as difference_jacobian
-from eestim._differentiate import response_steps, vanishes
-from eestim._linalg import equilibrated_factor
 from eestim.covariance.base import (
     Covariance,
     CovarianceRule,
@@ -20,24 +18,18 @@ from eestim.covariance.base import (
     influence_of,
     sensitivity_factor,
 )
-from eestim.covariance.hc import HC
 from eestim.equations import EstimatingEquation, Evaluated, Parameters, require
-from eestim.errors import (
-    DataError,
-    IdentificationError,
-    InferenceError,
-    InterpolationError,
-)
+from eestim.errors import DataError, InferenceError
+from eestim.estimation._delta import contrast_spread, default_names, difference_steps
+from eestim.estimation._prediction import predictions
+from eestim.estimation._refusals import check_variances
 from eestim.findings import Finding
-from eestim.roots import DOUBTFUL, Root, Status, root_at, solve
+from eestim.roots import Root
 
-__all__ = ["Estimate", "IntervalMethod", "estimate"]
+__all__ = ["Estimate", "IntervalMethod", "completed"]
 
 IntervalMethod = Literal["wald", "t"]
 _RESIDUAL_WARNED = 0.1  # of the noise: a tenth of a standard error
-_NO_DIGITS = 1e-8  # reciprocal condition whose square is the rounding of a variance
-_ADDED = 1e3  # times what is left of psi, relative to its size: as much as A may gain
-_FEW_STEPS = 10  # from a given root to the nearest one, which is near by
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,7 +194,7 @@ class Estimate:
 
     def with_covariance(self, rule: CovarianceRule) -> "Estimate":
         """Return the same estimate under another covariance rule, without solving."""
-        return _completed(self.equation, self.root, rule)
+        return completed(self.equation, self.root, rule)
 
     def influence(self) -> pd.DataFrame:
         r"""Return the influence of each unit, :math:`A^{-1} \psi_i`, (n, p)."""
@@ -256,7 +248,7 @@ class Estimate:
                 return np.atleast_1d(as_float(h(self._named(theta)), "h")).ravel()
 
         estimate = value(self.theta)
-        labels = tuple(names) if names else _default_names(len(estimate))
+        labels = tuple(names) if names else default_names(len(estimate))
         if len(labels) != len(estimate):
             raise DataError(
                 f"`names` has {len(labels)} entries for {len(estimate)} values of h."
@@ -267,7 +259,7 @@ class Estimate:
             )
         else:
             slope = difference_jacobian(
-                value, self.theta, _functional_steps(value, self.theta, self.se)
+                value, self.theta, difference_steps(value, self.theta, self.se)
             )
         if slope.shape != (len(estimate), len(self.theta)):
             raise DataError(
@@ -289,13 +281,14 @@ class Estimate:
     def _linear(
         self, value: Vector, slope: Matrix, labels: tuple[str, ...]
     ) -> "Estimate":
-        spread = _contrast_spread(self.spread, slope, len(self.names))
+        spread = contrast_spread(self.spread, slope, len(self.names))
         rows = Evaluated(
             labels, self._influence() @ slope.T, np.eye(len(labels)), value
         )
         root = Root(value, self.root.status, self.root.residual, self.root.steps)
         made = Estimate(labels, value, root, self.n_units, spread, rows)
-        return _checked(made, slope)
+        check_variances(made, slope)
+        return made
 
     def wald(self, R: Any, r: Any = None, **options: Any) -> Any:
         r"""Return the Wald test of :math:`R\theta = r`, rank of :math:`R V R^\top`.
@@ -390,30 +383,7 @@ class Estimate:
             "Use `functional` with the prediction written as a function of theta.",
         )
         made = capability(self.theta, new_data)
-        inner, turn = self.spread.parts()
-        rows = made.jacobian @ turn
-        variance = np.einsum("ij,jk,ik->i", rows, inner, rows)
-        if not (variance > 0).all():
-            row = int(np.flatnonzero(~(variance > 0))[0])
-            raise InferenceError(
-                f"the prediction at row {row} has no positive variance "
-                f"({variance[row]:.3g}): its row of the design is zero, or the "
-                "covariance is indefinite. Check `new_data` and the covariance rule."
-            )
-        errors = np.sqrt(variance)
-        laws = np.broadcast_to(self._prediction_dof(made.jacobian), len(errors))
-        half = scipy.stats.t.ppf(0.5 + level / 2.0, laws) * errors
-        bounds = np.sort([made.linear - half, made.linear + half], axis=0)
-        columns = {"estimate": made.linear, "se": errors}
-        columns |= {"lower": bounds[0], "upper": bounds[1]}
-        if scale == "mean":
-            mapped = np.sort(made.link.inverse(bounds), axis=0)
-            columns = {
-                "estimate": made.link.inverse(made.linear),
-                "se": errors * np.abs(made.link.slope(made.linear)),
-                "lower": mapped[0],
-                "upper": mapped[1],
-            }
+        columns = predictions(made, self.spread, len(self.names), level, scale)
         index = new_data.index if isinstance(new_data, pd.DataFrame) else None
         return pd.DataFrame(columns, index=index)
 
@@ -428,12 +398,6 @@ class Estimate:
         from eestim.asymptotics import regime
 
         return regime(self)
-
-    def _prediction_dof(self, rows: Matrix) -> Vector:
-        """Return degrees of freedom for rows of a design, (m,)."""
-        if self.spread.contrast_dof is not None:
-            return self.spread.contrast_dof(rows)
-        return _smallest_dof(self.spread, rows, len(self.names))
 
     # -------------------------------------------------------------------- reports
 
@@ -480,123 +444,18 @@ class Estimate:
         return save(self, path)
 
 
-def _default_names(count: int) -> tuple[str, ...]:
-    return ("h",) if count == 1 else tuple(f"h[{j}]" for j in range(count))
-
-
-def _functional_steps(
-    h: Callable[[Vector], Vector], theta: Vector, errors: "pd.Series[float]"
-) -> Vector:
-    """Return steps for a derivative of h: at most a tenth of a standard error."""
-    with np.errstate(all="ignore"):
-        steps = response_steps(h, theta)
-    bound = np.maximum(0.1 * errors.to_numpy(), 1e-6 * np.abs(theta))
-    shorter: Vector = np.minimum(np.abs(steps), bound)
-    return shorter
-
-
-def _contrast_spread(spread: Covariance, slope: Matrix, p: int) -> Covariance:
-    """Return the covariance of linear combinations, with their own dof."""
-    if spread.contrast_dof is not None:
-        return spread.transformed(slope)
-    taken = _smallest_dof(spread, slope, p)
-    return replace(spread.transformed(slope), dof=taken)
-
-
-def _smallest_dof(spread: Covariance, slope: Matrix, p: int) -> Vector:
-    dof = np.broadcast_to(spread.dof, p)
-    smallest: Vector = np.where(slope != 0, dof, np.inf).min(axis=1)
-    return smallest
-
-
-def _checked(made: Estimate, slope: Matrix | None = None) -> Estimate:
-    """Return the estimate, or raise where a standard error is not a number above 0."""
-    variance = np.diag(made.spread.matrix)
-    bad = ~(np.isfinite(variance) & (variance > 0))
-    if slope is not None:
-        bad |= ~slope.any(axis=1)
-    if not bad.any():
-        return made
-    j = int(np.flatnonzero(bad)[0])
-    if np.isfinite(variance[j]) and variance[j] < 0:
-        _refuse_near_singular(made)
-        raise InferenceError(
-            f"the covariance rule {made.spread.rule} gives a negative variance for "
-            f"{made.names[j]!r} ({variance[j]:.3g}). Use fewer ways of clustering, "
-            "more clusters, or `repair_psd=True`."
-        )
-    if not np.isfinite(variance[j]):
-        raise InferenceError(
-            f"the variance of {made.names[j]!r} is {variance[j]}; check psi and its "
-            "derivative at the root."
-        )
-    raise InterpolationError(
-        f"the standard error of {made.names[j]!r} would be zero: no unit contributes "
-        "to it at the root. The fit interpolates the data, or the quantity does not "
-        "depend on them. Use fewer parameters or more units; for p near n see "
-        "ee.asymptotics."
-    )
-
-
-def _refuse_near_singular(made: Estimate) -> None:
-    """Raise where a variance is negative because A^-1 M A^-T has no digits left."""
-    equation = made.equation
-    if made.root.working is not None or isinstance(equation, Evaluated):
-        return
-    factor = equilibrated_factor(equation.sensitivity(made.theta))
-    if factor.rcond > _NO_DIGITS:
-        return
-    raise IdentificationError(
-        f"`sensitivity` is singular to the digits of its sandwich (reciprocal "
-        f"condition {factor.rcond:.1e} after scaling), whose variances come out "
-        f"negative; nearly free direction: {factor.null_direction(equation.names)}. "
-        "Fix or drop some of these parameters, or report an identified function of "
-        "them."
-    )
-
-
-def _refuse_unidentified(equation: EstimatingEquation, root: Root) -> None:
-    """Raise where A is regular at a given root only through what is left of psi.
-
-    What a root found elsewhere leaves of the equations adds to A; the nearest root
-    solved to rounding shows whether anything else keeps A regular.
-    """
-    is_model = getattr(equation, "check_root", None) is not None
-    if is_model or root.working is not None or isinstance(equation, Evaluated):
-        return
-    if getattr(equation, "blocks", None) is not None:
-        return
-    error = float(getattr(equation, "derivative_error", 0.0))
-    psi, slope = equation.psi(root.theta), equation.sensitivity(root.theta)
-    size = np.sqrt(np.mean(psi**2, axis=0))
-    left = np.max(np.abs(psi.mean(axis=0)) / np.where(size > 0, size, 1.0))
-    if slope.shape[0] != slope.shape[1]:
-        return
-    if equilibrated_factor(slope).rcond > min(DOUBTFUL, _ADDED * left):
-        return
-    nearest = solve(equation, root.theta, max_steps=_FEW_STEPS)
-    if nearest.is_converged:
-        sensitivity_factor(equation.sensitivity(nearest.theta), equation.names, error)
-
-
-def _check_interpolation(equation: EstimatingEquation, root: Root) -> None:
-    """Raise where psi is zero to rounding at every unit, so that M says nothing."""
-    if getattr(equation, "check_root", None) is not None:
-        return  # models look at their residuals instead
-    if isinstance(equation, Evaluated):
-        return
-    if vanishes(equation.psi, root.theta):
-        largest = np.abs(equation.psi(root.theta)).max()
-        raise InterpolationError(
-            f"psi vanishes at every unit at the root (largest entry {largest:.1e}), so "
-            "the sandwich would be zero whatever the noise. The equations interpolate "
-            "the data: use fewer parameters or more units; see ee.asymptotics."
-        )
-
-
-def _completed(
+def completed(
     equation: EstimatingEquation, root: Root, rule: CovarianceRule
 ) -> Estimate:
+    """Return the estimate of a root under a covariance rule.
+
+    Raises
+    ------
+    TypeError
+        If the rule is not one, or a class of rules.
+    InferenceError
+        If a variance is not a number above zero.
+    """
     if not callable(rule):
         raise TypeError(
             "`covariance` must be a rule such as ee.HC(0) or ee.Clustered('firm'); "
@@ -610,7 +469,8 @@ def _completed(
     made = Estimate(
         tuple(equation.names), root.theta, root, equation.n_units, spread, equation
     )
-    return _checked(made)
+    check_variances(made)
+    return made
 
 
 def _far_from_root(root: Root) -> Finding:
@@ -623,101 +483,3 @@ def _far_from_root(root: Root) -> Finding:
         "Polish it with `ee.estimate(equation, start=root)`, or say that the interval "
         "is for the value reached.",
     )
-
-
-def estimate(
-    equation: EstimatingEquation,
-    covariance: CovarianceRule | None = None,
-    *,
-    start: Any = None,
-    root: Any = None,
-) -> Estimate:
-    """Solve an estimating equation and attach the covariance of its root.
-
-    Parameters
-    ----------
-    equation : EstimatingEquation
-        A model (``ee.ols(...)``), ``ee.equation(...)``, ``ee.stack(...)``.
-    covariance : covariance rule, optional
-        ``ee.HC(0)`` by default.
-    start : (p,) array-like, optional
-        Where the solver begins; the equation's own start by default.
-    root : (p,) array-like or Root, optional
-        A root found elsewhere (SGD, another package). Nothing is solved; its
-        residual is reported in units of noise, with a finding where it is large.
-
-    Returns
-    -------
-    Estimate
-
-    Raises
-    ------
-    ConvergenceError
-        If no root is found, SeparationError where it lies at infinity.
-    IdentificationError
-        If A is singular at the root, naming the free direction.
-    InterpolationError
-        If psi vanishes at every unit.
-    CapabilityError
-        If the rule needs what the equation does not supply.
-
-    Examples
-    --------
-    >>> import eestim as ee
-    >>> fit = ee.estimate(ee.mean([1.0, 2.0, 6.0]), covariance=ee.HC(1))
-    >>> fit.params.round(3).to_dict(), fit.se.round(3).to_dict()
-    ({'mean': 3.0}, {'mean': 1.528})
-    """
-    rule = HC(0) if covariance is None else covariance
-    if isinstance(equation, Estimate):
-        raise TypeError(
-            "`equation` is already an Estimate; use its `with_covariance(rule)`."
-        )
-    if root is not None and start is not None:
-        raise ValueError("pass `start` or `root`, not both.")
-    try:
-        return _solved(equation, rule, start, root)
-    except (IdentificationError, InterpolationError) as refused:
-        refused.explained_by(lambda: _regime_of(equation, start, root))
-        raise
-
-
-def _regime_of(equation: EstimatingEquation, start: Any, root: Any) -> Any:
-    """Return the regime of an equation that has no Estimate."""
-    from eestim.asymptotics import regime
-
-    at = root.theta if isinstance(root, Root) else root
-    return regime(equation, at, start=start)
-
-
-def _solved(
-    equation: EstimatingEquation, rule: CovarianceRule, start: Any, root: Any
-) -> Estimate:
-    """Return the estimate at a root, given or solved for, after refusing bad ones."""
-    if root is not None:
-        found = root if isinstance(root, Root) else root_at(equation, root)
-    else:
-        found = solve(equation, start)
-    inspect = getattr(equation, "check_root", None)
-    with np.errstate(all="ignore"):  # what is not finite is refused below, by name
-        if inspect is not None and np.isfinite(found.theta).all():
-            inspect(found)
-        if root is not None:
-            _refuse_unidentified(equation, found)
-        _explain_singular(equation, found)
-        found.require_converged()
-        _check_interpolation(equation, found)
-        return _completed(equation, found, rule)
-
-
-def _explain_singular(equation: EstimatingEquation, root: Root) -> None:
-    """Raise IdentificationError where a failed search ended at a singular A."""
-    if root.is_converged or root.status is Status.DIVERGED:
-        return
-    error = float(getattr(equation, "derivative_error", 0.0))
-    try:
-        sensitivity_factor(equation.sensitivity(root.theta), equation.names, error)
-    except DataError:
-        return
-    except IdentificationError as singular:
-        raise IdentificationError(f"no root found: {singular}") from None
