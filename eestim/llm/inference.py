@@ -44,6 +44,7 @@ __all__ = ["infer", "squared_size"]
 Array = npt.NDArray[np.float64]
 _SIZE_WARNED = 3.0  # standard errors of tr(CC') from the boundary
 _SOLVE_WARNED = 0.01  # of the standard error
+_DOF = "G-1"
 _NO_SPREAD = 1e-12  # spread of influences relative to their size
 
 
@@ -90,7 +91,9 @@ def infer(
         se^2 = \frac1n c^\top \Big(M_\infty + \frac{M_1 - M_\infty}{E}\Big) c
 
     with psi centred, because stochastic descent ends near a root, not at it; the
-    distance from the root is reported in units of noise.
+    distance from the root is reported in units of noise. M divides by n - 1, and
+    intervals are those of t with n - 1 degrees of freedom: with a dozen documents a
+    normal interval is too short.
 
     Parameters
     ----------
@@ -349,8 +352,17 @@ def _assembled(
     residual = float(np.max(np.abs(rows.mean(0)) * n_units**0.5 / spread))
     tabulated = Evaluated(labels, rows - rows.mean(0), np.eye(len(value)), value)
     made = estimate(tabulated, root=Root(value, Status.GIVEN, residual, 0))
+    free = n_units - 1  # psi is centred
     if len(table) == 1:  # no latent: nothing to split
-        spread_of = replace(made.spread, findings=(*made.spread.findings, *findings))
+        spread_of = replace(
+            made.spread,
+            matrix=made.spread.matrix * (n_units / free),
+            rule="sandwich, centred",
+            findings=(*made.spread.findings, *findings),
+            coordinates=None,
+            dof=float(free),
+            dof_kind=_DOF,
+        )
         return replace(made, spread=spread_of)
     split = split_variance(table, passes)
     every = (*made.spread.findings, *split.findings(labels), *findings)
@@ -364,6 +376,8 @@ def _assembled(
             citation="McFadden (1989); Huber (1967)",
             findings=every,
             coordinates=None,
+            dof=float(free),
+            dof_kind=_DOF,
         ),
     )
 

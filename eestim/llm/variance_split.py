@@ -114,7 +114,7 @@ def split_variance(rows: Array, passes: float) -> VarianceSplit:
     >>> data, draws = np.array([2.0, -2.0, 2.0, -2.0]), np.array([1.0, 1.0, -1.0, -1.0])
     >>> rows = np.stack([data + draws, data - draws])[:, :, None]
     >>> split = split_variance(rows, passes=1)
-    >>> round(4 * split.latent.item(), 12), round(4 * split.data.item(), 12)
+    >>> round(3 * split.latent.item(), 12), round(3 * split.data.item(), 12)
     (2.0, 3.0)
     """
     sets, n_units, _ = rows.shape
@@ -126,8 +126,9 @@ def split_variance(rows: Array, passes: float) -> VarianceSplit:
     centred = rows - rows.mean(axis=1, keepdims=True)
     mean = centred.mean(axis=0)
     apart = centred - mean
-    once = np.einsum("sik,sil->kl", apart, apart) / (n_units * (sets - 1))
-    data = mean.T @ mean / n_units - once / sets
+    free = n_units - 1  # rows are centred
+    once = np.einsum("sik,sil->kl", apart, apart) / (free * (sets - 1))
+    data = mean.T @ mean / free - once / sets
     if not (np.diag(data + once / passes) > 0).all():
         raise InferenceError(
             f"`sets` is {sets}: the noise of the draws hides that of the data "

@@ -282,7 +282,7 @@ def test_interval_of_a_penalised_root_without_a_latent_meets_the_dense_sandwich(
     A = np.einsum("ivw,ij,ik->vjwk", blocks, features, features).reshape(9, 9) / 150
     gradient = -parts(other.x, other.y)[2].mean(axis=0)
     rows = psi @ np.linalg.solve(A + ridge * np.eye(9), gradient)
-    assert free.se.iloc[0] == pytest.approx(rows.std() / np.sqrt(150), rel=1e-6)
+    assert free.se.iloc[0] == pytest.approx(rows.std(ddof=1) / np.sqrt(150), rel=1e-6)
     assert free.root.residual < 1e-4
     away = infer(model, data, loss, NoiseAveraged(), method="dense", **options)
     assert away.se.iloc[0] == pytest.approx(free.se.iloc[0], rel=1e-6)

@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from scipy import optimize
+from scipy import optimize, stats
 from tolerances import REFERENCE
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from eestim.errors import ConvergenceError
 from eestim.llm import Brier, NoiseAveraged, Split, infer, scores, solve_penalised
-from eestim.llm.synthetic import BinaryModel, binary_data
+from eestim.llm.synthetic import BinaryModel, Pairs, binary_data
 
 OPTIONS = {"draws": 3, "parameters": "all", "batch_size": 32, "seed": 5}
 
@@ -107,3 +107,32 @@ def test_a_reference_of_another_shape_is_refused():
             BinaryModel(), binary_data(9, seed=0), ridge=1.0, reference=Other(),
             parameters="all",
         )  # fmt: skip
+
+
+def test_a_dozen_units_have_an_interval_by_t():
+    """The mean of normal rows: psi = x - theta, whose t interval is exact."""
+
+    class Mean(torch.nn.Module):
+        def __init__(self, at):
+            super().__init__()
+            self.at = torch.nn.Parameter(torch.tensor([at], dtype=torch.float64))
+            self.has_latent = False
+
+        def draw_logits(self, batch, draws, generator):
+            x, _ = batch
+            apart = -0.5 * (x - self.at).square()
+            return torch.stack([apart, (-apart.exp()).log1p()], -1).unsqueeze(0)
+
+        def targets(self, batch):
+            return batch[1]
+
+    x = torch.randn(12, generator=torch.Generator().manual_seed(3)).double()
+    data = Pairs(x, torch.zeros(12, dtype=torch.long))
+    model = Mean(x.mean().item())
+    found = infer(
+        model, data, lambda m: m.at, NoiseAveraged(), draws=1, parameters="all"
+    )
+    exact = stats.ttest_1samp(x.numpy(), 0.0).confidence_interval()
+    assert found.se.iloc[0] == pytest.approx(x.numpy().std(ddof=1) / 12**0.5)
+    lower, upper = found.table()[["lower", "upper"]].to_numpy()[0]
+    np.testing.assert_allclose([lower, upper], [exact.low, exact.high], atol=REFERENCE)
