@@ -20,6 +20,7 @@ from eestim.asymptotics.interpolation import (
 )
 from eestim.asymptotics.rank_wald import RootInvariance, root_invariance
 from eestim.asymptotics.terms import term_sizes
+from eestim.asymptotics.weak import weak_rank_finding
 from eestim.covariance.base import Covariance
 from eestim.equations import EstimatingEquation, Evaluated
 from eestim.errors import (
@@ -109,6 +110,7 @@ def estimable(
         terms=term_sizes(equation, theta),
     )
     report = result.report
+    weak = weak_rank_finding(equation, theta, report)
     spread = Covariance(
         matrix=result.covariance,
         rule=f"sandwich of estimable functionals (rank {report.rank} of "
@@ -124,7 +126,8 @@ def estimable(
                 "Report only functionals that are constant along it.",
             )
             for text in report.free_directions()
-        ),
+        )
+        + (() if weak is None else (weak,)),
     )
     rows = Evaluated(labels, psi @ result.coefficients.T, np.eye(len(value)), value)
     at = Root(value, found.status, found.residual, found.steps)

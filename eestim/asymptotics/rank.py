@@ -1,7 +1,7 @@
 """Rank of a sensitivity: what is identified, decided free of units of measure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ __all__ = [
     "RankCut",
     "RankReport",
     "ScaledSVD",
+    "WeakRank",
     "rank_report",
     "scaled_svd",
 ]
@@ -22,8 +23,9 @@ _BALANCED = 1e-10  # last relative change of the factors
 _DRIFT, _DRIFT_PASSES, _DRIFT_SPREAD = 0.05, 10, 0.02  # a constant rate of growth
 _SHARE_SHOWN = 0.05  # of the largest entry of a direction that is put in words
 _SUMMED = 100.0  # roundings of its terms that an entry of A may be off by
+WEAK_RATIO = 10.0  # a retained singular value below this many standard errors is weak
 
-RankStatus = Literal["full_rank", "rank_deficient", "ambiguous_rank"]
+RankStatus = Literal["full_rank", "rank_deficient", "ambiguous_rank", "weak_rank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,42 @@ class RankCut:
 
 
 @dataclass(frozen=True, slots=True)
+class WeakRank:
+    """The singular value kept that is nearest to zero in units of its standard error.
+
+    Attributes
+    ----------
+    is_weak : bool
+        Whether `ratio` is below ten.
+    ratio : float
+        Singular value over standard error, the least of those kept; infinite where
+        none of them varies.
+    singular_value, se : float
+        Both of the scaled A, relative to its largest singular value.
+    direction : str
+        The direction of theta that rests on this value, in words.
+    """
+
+    is_weak: bool
+    ratio: float
+    singular_value: float
+    se: float
+    direction: str = ""
+
+    def __str__(self) -> str:
+        if not self.is_weak:
+            return (
+                f"the singular values kept are {self.ratio:.1f} standard errors or "
+                "more from zero"
+            )
+        return (
+            f"a singular value that was kept is {self.ratio:.1f} standard errors from "
+            f"zero (limit {WEAK_RATIO:g}): {self.direction} is weakly identified, and "
+            "Wald intervals there may be far too short; invert a score test instead"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RankReport:
     r"""Rank of A, how clear it is, and which directions are free.
 
@@ -68,8 +106,10 @@ class RankReport:
     ----------
     rank : int
         Number of scaled singular values above `tolerance`, or the rank given.
-    status : {"full_rank", "rank_deficient", "ambiguous_rank"}
-        Ambiguous when the singular values have no gap of 1000 around the cut.
+    status : {"full_rank", "rank_deficient", "ambiguous_rank", "weak_rank"}
+        Ambiguous when the singular values have no gap of 1000 around the cut; weak
+        when they have, but a value that was kept is within ten standard errors of
+        zero (only known with `omega`; A may then be of full rank or not).
     singular_values : (min(q, P),) array
         After equilibration, relative to the largest: these decide.
     raw_singular_values : (min(q, P),) array
@@ -89,6 +129,9 @@ class RankReport:
         Names of the P parameters.
     decomposition : ScaledSVD
         What the decisions were made on.
+    weak : WeakRank or None
+        How far the values kept are from zero in standard errors; None where the
+        variance of A was not given.
     """
 
     rank: int
@@ -103,6 +146,7 @@ class RankReport:
     range_violation: float
     names: tuple[str, ...]
     decomposition: ScaledSVD
+    weak: WeakRank | None = None
 
     @property
     def n_parameters(self) -> int:
@@ -113,6 +157,18 @@ class RankReport:
     def is_ambiguous(self) -> bool:
         """Return whether more than one rank is compatible with the numbers."""
         return self.status == "ambiguous_rank"
+
+    @property
+    def is_weak(self) -> bool:
+        """Return whether a value that was kept is known to be close to noise."""
+        return self.weak is not None and self.weak.is_weak
+
+    def with_weak(self, weak: WeakRank) -> "RankReport":
+        """Return the report with a statistical verdict, which `status` then tells."""
+        told: RankStatus = self.status
+        if weak.is_weak and not self.is_ambiguous:
+            told = "weak_rank"
+        return replace(self, weak=weak, status=told)
 
     def free_directions(self) -> tuple[str, ...]:
         """Return the directions that A does not see, in words."""
@@ -129,6 +185,8 @@ class RankReport:
             + ", ".join(f"{value:.3g}" for value in self.singular_values),
         ]
         lines += [f"free direction: {text}" for text in self.free_directions()]
+        if self.weak is not None:
+            lines.append(("warning: " if self.is_weak else "") + str(self.weak))
         if self.is_ambiguous:
             lines += [
                 f"candidate rank {cut.rank}: kept {cut.retained:.3g}, "
@@ -260,6 +318,8 @@ def rank_report(
     rank: int | None = None,
     names: Sequence[str] | None = None,
     terms: Any = None,
+    omega: Any = None,
+    n_units: int | None = None,
 ) -> RankReport:
     r"""Return the rank of a sensitivity, how clear it is, and what is free.
 
@@ -291,13 +351,20 @@ def rank_report(
         Mean size of the terms that each entry of A is a mean of (`term_sizes`).
         Entries below ``max(100 eps, 10 derivative_error) * terms`` are rounding,
         and count as zero.
+    omega : (q P, q P) array, optional
+        Variance of sqrt(n) vec(A), columns stacked (`jacobian_omega`), of an A that
+        is not a Gram matrix; gives `weak` (see `weak_rank`) and the status that
+        follows from it. Gram matrices vanish along a direction exactly or not at all.
+    n_units : int, optional
+        Number of independent units that A is a mean over, with `omega`.
 
     Raises
     ------
     DataError
-        If A, M or `terms` is not a finite matrix.
+        If A, M, `terms` or `omega` is not a finite matrix.
     ValueError
-        If M, `rank`, `names` or `terms` do not fit A.
+        If M, `rank`, `names`, `terms` or `omega` do not fit A, or one of `omega` and
+        `n_units` is missing.
 
     References
     ----------
@@ -310,6 +377,11 @@ def rank_report(
     >>> report = rank_report([[1.0, 1e-9], [2.0, 2e-9]], names=["a", "b"])
     >>> report.rank, report.status, report.free_directions()
     (1, 'rank_deficient', ('-1e-09*a +1*b',))
+
+    A rank that is clear in numbers may be within the noise of A:
+
+    >>> print(rank_report([[0.2]], omega=[[1.0]], n_units=100).status)
+    weak_rank
     """
     dtype = np.asarray(A).dtype
     matrix = check_finite(as_float(A, "A", ndim=2), "A")
@@ -332,7 +404,7 @@ def rank_report(
     chosen, candidates = _decide(values, tolerance, rank)
     cuts = tuple(_cut(decomposition, meat, k, tolerance) for k in candidates)
     own = _cut(decomposition, meat, chosen, tolerance)
-    return RankReport(
+    report = RankReport(
         rank=chosen,
         status=_status(chosen, p, len(candidates)),
         singular_values=values,
@@ -350,6 +422,66 @@ def rank_report(
         names=labels,
         decomposition=decomposition,
     )
+    if (omega is None) != (n_units is None):
+        raise ValueError(
+            "`omega` and `n_units` describe the noise of A together; give both or "
+            "neither."
+        )
+    if omega is None or n_units is None or chosen == 0:
+        return report
+    return report.with_weak(_weak_value(report, omega, n_units))
+
+
+def kept_directions(report: RankReport) -> tuple[Matrix, Matrix]:
+    """Return U (q, r) and V (P, r) with u_j'Av_j the scaled singular values kept."""
+    scaled, rank = report.decomposition, report.rank
+    return (
+        scaled.rows[:, None] * scaled.left[:, :rank],
+        scaled.columns[:, None] * scaled.right[:, :rank],
+    )
+
+
+def judge_weak(report: RankReport, se: Vector) -> WeakRank:
+    """Return the verdict on the values kept, of given standard errors (r,).
+
+    The least ratio counts, not the smallest value: balanced rows and columns make a
+    weak instrument beside a strong one as large as it, with an error as much larger.
+    """
+    values = report.decomposition.values[: report.rank]
+    ratios = np.where(se > 0, values / np.where(se > 0, se, 1.0), np.inf)
+    j = len(ratios) - 1 - int(np.argmin(ratios[::-1]))  # of equals, the smallest value
+    scaled = report.decomposition
+    right = scaled.columns * scaled.right[:, j]
+    return WeakRank(
+        bool(ratios[j] < WEAK_RATIO),
+        float(ratios[j]),
+        float(values[j]),
+        float(se[j]),
+        describe_direction(right, scaled.columns, report.names),
+    )
+
+
+def _weak_value(report: RankReport, omega: Any, n_units: int) -> WeakRank:
+    """Return the verdict with se_j^2 = (v_j x u_j)' Omega (v_j x u_j) / n."""
+    variance = check_finite(as_float(omega, "omega", ndim=2), "omega")
+    u, v = kept_directions(report)
+    size = len(u) * len(v)
+    if variance.shape != (size, size):
+        raise ValueError(
+            f"`omega` has shape {variance.shape}; the variance of the column-stacked A "
+            f"is ({size}, {size})."
+        )
+    if not n_units >= 1:
+        raise ValueError(f"`n_units` is {n_units}; give the number of units, >= 1.")
+    sides = np.array([np.kron(v[:, j], u[:, j]) for j in range(report.rank)])
+    spread = np.einsum("ja,ab,jb->j", sides, variance, sides, optimize=True)
+    terms = np.einsum("ja,ab,jb->j", *map(np.abs, (sides, variance, sides)))
+    if (spread < -1e-12 * terms).any():
+        raise ValueError(
+            f"`omega` gives the variance {spread.min():.3g} to a singular value; it "
+            "must be positive semidefinite, as that of `jacobian_omega`."
+        )
+    return judge_weak(report, np.sqrt(np.maximum(spread, 0.0) / n_units))
 
 
 def _without_rounding(

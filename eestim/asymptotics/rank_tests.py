@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from eestim._arrays import Matrix, Vector, as_float, check_finite
-from eestim.asymptotics.rank import rank_report, scaled_svd
+from eestim.asymptotics.rank import WeakRank, rank_report, scaled_svd
 from eestim.errors import InferenceError
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "weak_rank",
 ]
 
-WEAK_RATIO = 10.0  # a retained singular value below this many standard errors is weak
 _SYMMETRIC = 1e-8  # asymmetry of a symmetric matrix after rounding and scaling
 _DEGENERATE = 1e-12  # variance along the null directions, relative to Omega
 
@@ -45,16 +44,6 @@ class RankSelection:
     numerical_rank: int
     level: float
     tests: tuple[RankTest, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WeakRank:
-    """The smallest retained singular value in units of its standard error."""
-
-    is_weak: bool
-    ratio: float
-    singular_value: float
-    se: float
 
 
 def jacobian_omega(
@@ -294,19 +283,16 @@ def select_rank(
     return RankSelection(numerical, numerical, alpha, tuple(tests))
 
 
-def singular_value_se(A: Matrix, omega: Matrix, n_units: int) -> Vector:
-    """Return the standard errors of the singular values of A, (min(q, P),)."""
-    left, values, right = np.linalg.svd(A)
-    sides = [np.kron(right[j], left[:, j]) for j in range(len(values))]
-    variances = np.array([s @ omega @ s for s in sides], dtype=np.float64)
-    return np.sqrt(np.clip(variances, 0.0, None) / n_units)
-
-
 def weak_rank(A: Any, omega: Any, n_units: int, *, rank: int | None = None) -> WeakRank:
-    """Return whether the smallest retained singular value is close to its error.
+    r"""Return whether a retained singular value is close to its error.
+
+    .. math:: \min_j \sigma_j / se_j, \quad
+       se_j^2 = (v_j \otimes u_j)'\Omega(v_j \otimes u_j)/n
 
     Below ten standard errors the constant-rank theory is a poor guide: intervals
-    may be too short, and rates slower than the square root of n.
+    may be too short, and rates slower than the square root of n. All values kept are
+    compared, since balanced rows and columns may give a weak direction as large a value
+    as a strong one, with a larger error.
 
     Parameters
     ----------
@@ -325,11 +311,10 @@ def weak_rank(A: Any, omega: Any, n_units: int, *, rank: int | None = None) -> W
     >>> weak_rank(np.eye(2), np.eye(4), n_units=25).is_weak
     True
     """
-    kept = rank_report(A).rank if rank is None else rank
-    matrix, variance = _equilibrate(A, omega)
-    if not 1 <= kept <= min(matrix.shape):
-        raise ValueError(f"`rank` is {kept}; choose one in 1..{min(matrix.shape)}.")
-    value = float(np.linalg.svd(matrix, compute_uv=False)[kept - 1])
-    se = float(singular_value_se(matrix, variance, n_units)[kept - 1])
-    ratio = value / se if se > 0 else float("inf")
-    return WeakRank(ratio < WEAK_RATIO, ratio, value, se)
+    found = rank_report(A, rank=rank, omega=omega, n_units=n_units)
+    if found.weak is None:
+        raise ValueError(
+            f"`rank` is {found.rank}; no singular value is kept, so none is weak. "
+            f"Choose one in 1..{len(found.singular_values)}."
+        )
+    return found.weak

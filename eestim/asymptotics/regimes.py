@@ -201,7 +201,7 @@ def _of_functionals(fit: Any, free: list[Finding]) -> Regime:
     """Return the regime of the equation that estimable functionals come from."""
     rank, count = int(free[0].value or 0), int(free[0].threshold or 0)
     directions = "; ".join(finding.meaning for finding in free[:3])
-    return Regime(
+    made = Regime(
         "rank-deficient",
         int(fit.n_units),
         count,
@@ -214,6 +214,8 @@ def _of_functionals(fit: Any, free: list[Finding]) -> Regime:
         "check other starts with `invariance_over_roots`.",
         (),
     )
+    weak = [f for f in _findings(fit) if f.name == "weak rank"]
+    return _weakened(made, weak[0]) if weak else made
 
 
 def _classical(aspect: float, is_tabulated: bool) -> tuple[str, str, str, str]:

@@ -14,6 +14,7 @@ from eestim.diagnostics.identification import (
     rank_check,
     rank_of,
     separation_check,
+    weak_rank_check,
 )
 from eestim.diagnostics.influence import influence_measures
 from eestim.diagnostics.information import (
@@ -99,4 +100,5 @@ __all__ = [
     "unbiasedness",
     "unbiasedness_check",
     "variance_ratio",
+    "weak_rank_check",
 ]

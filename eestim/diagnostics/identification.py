@@ -9,6 +9,7 @@ from eestim.asymptotics.estimable import estimability
 from eestim.asymptotics.existence import frontier_aspect, separation
 from eestim.asymptotics.rank import RankReport, rank_report
 from eestim.asymptotics.terms import term_sizes
+from eestim.asymptotics.weak import weak_finding, weak_rank_at, with_weak_rank
 from eestim.diagnostics._verdicts import not_applicable, solved
 from eestim.equations import EstimatingEquation, moments_at, require
 from eestim.errors import SeparationError
@@ -20,6 +21,7 @@ __all__ = [
     "rank_check",
     "rank_of",
     "separation_check",
+    "weak_rank_check",
 ]
 
 _WEAK = 1e-10  # smallest singular value kept without a warning
@@ -29,7 +31,16 @@ _PROGRAM_ENTRIES = 4_000_000  # n p of the largest separation program that is so
 
 
 def rank_of(equation: EstimatingEquation, theta: Vector) -> RankReport:
-    """Return the rank report of A and M of an equation at theta."""
+    """Return the rank report of A and M of an equation at theta.
+
+    Its `weak` and status "weak_rank" tell whether a singular value that was kept is
+    within ten standard errors of zero, where sensitivities of single units are at hand
+    and A is not a Gram matrix.
+    """
+    return with_weak_rank(equation, theta, _numerical_rank(equation, theta))
+
+
+def _numerical_rank(equation: EstimatingEquation, theta: Vector) -> RankReport:
     moments = moments_at(equation, theta)
     return rank_report(
         moments.sensitivity,
@@ -48,7 +59,27 @@ def rank_check(estimate: Any) -> Finding:
     solver used better-conditioned coordinates, these are judged.
     """
     equation, theta, _ = solved(estimate)
-    return _rank_finding(rank_of(equation, theta))
+    return _rank_finding(_numerical_rank(equation, theta))
+
+
+def weak_rank_check(estimate: Any) -> Finding:
+    r"""Check that the rank of A is told apart from noise.
+
+    .. math:: \min_j \sigma_j / se(\sigma_j) \ge 10
+
+    over the scaled singular values kept; a weak instrument fails it. Warns, names the
+    direction, and points to intervals that do not rest on A. Gram-type A (least
+    squares, Fisher information) vanish along a direction exactly or not at all: there
+    `rank_check` decides and this one does not apply.
+
+    References
+    ----------
+    Robin and Smith (2000), Econometric Theory 16, 151-175, theorem 3.2;
+    Staiger and Stock (1997), Econometrica 65, 557-586, on weak instruments.
+    """
+    equation, theta, _ = solved(estimate)
+    report = _numerical_rank(equation, theta)
+    return weak_finding(weak_rank_at(equation, theta, report))
 
 
 def _rank_finding(report: RankReport) -> Finding:
@@ -92,7 +123,7 @@ def range_check(equation: EstimatingEquation, theta: Any) -> Finding:
     in every sample: there is no regular root, and a generalised inverse of A gives
     a number that depends on the inverse.
     """
-    report = rank_of(equation, np.asarray(theta, dtype=np.float64))
+    report = _numerical_rank(equation, np.asarray(theta, dtype=np.float64))
     if report.rank == len(report.decomposition.rows):
         return not_applicable("range", "A has full rank, so its range is everything.")
     value = report.range_violation
@@ -118,7 +149,7 @@ def estimability_check(
 
     .. math:: \|(I - A^+A) \nabla h\| / \|\nabla h\|
     """
-    report = rank_of(equation, np.asarray(theta, dtype=np.float64))
+    report = _numerical_rank(equation, np.asarray(theta, dtype=np.float64))
     A = equation.sensitivity(np.asarray(theta, dtype=np.float64))
     found = estimability(A, gradient, report=report)
     error = float(getattr(equation, "derivative_error", 0.0))

@@ -11,7 +11,11 @@ import pandas as pd
 
 from eestim._arrays import Matrix, Vector
 from eestim.diagnostics._verdicts import not_applicable
-from eestim.diagnostics.identification import rank_check, separation_check
+from eestim.diagnostics.identification import (
+    rank_check,
+    separation_check,
+    weak_rank_check,
+)
 from eestim.diagnostics.information import (
     information_matrix_test,
     information_ratio_test,
@@ -185,9 +189,11 @@ def diagnose(
     """
     deadline = time.monotonic() + budget
     found = [f for f in fit.findings if f.name != "root residual"]
+    known = {finding.name for finding in found}
     checks = _checks(fit, h, simulate, latent)
     for name, check in checks.items():
-        found.append(_run(name, check, deadline, budget, seed))
+        if name not in known:  # the fit was told of the equation behind it
+            found.append(_run(name, check, deadline, budget, seed))
     curve = None
     if time.monotonic() > deadline:
         found.append(_too_late("rate", budget))
@@ -205,6 +211,7 @@ def _checks(fit: Any, h: Any, simulate: Any, latent: Any) -> dict[str, _Check]:
     checks: dict[str, _Check] = {
         "root residual": lambda _: root_residual(fit),
         "rank": lambda _: rank_check(fit),
+        "weak rank": lambda _: weak_rank_check(fit),
         "influence": lambda _: influence_check(fit),
         "variance ratio": lambda _: variance_ratio(fit),
         "information matrix": lambda _: information_matrix_test(fit),
