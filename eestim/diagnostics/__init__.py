@@ -3,8 +3,9 @@
 `diagnose` runs those that apply to an estimate. The others need what a fit alone does
 not hold: simulated data (`unbiasedness`), a second set of latent draws
 (`latent_noise`), the path of a stochastic search (`PathAverage`, `batch_means`,
-`plug_in`), more equations than parameters (`over_identification_at`), or an equation
-that is not identified (`range_check`, `estimability_check`, `invariance_check`).
+`plug_in`), more equations than parameters (`diagnose` takes them as ``moments=``), or
+an equation that is not identified (`range_check`, `estimability_check`,
+`invariance_check`).
 """
 
 from eestim.diagnostics.complex_steps import complex_step_sensitivity
@@ -53,6 +54,7 @@ from eestim.diagnostics.solution import (
 from eestim.diagnostics.specification import (
     over_identification,
     over_identification_at,
+    over_identification_check,
     unbiasedness,
     unbiasedness_check,
     variance_ratio,
@@ -79,6 +81,7 @@ __all__ = [
     "latent_shares",
     "over_identification",
     "over_identification_at",
+    "over_identification_check",
     "plot_diagnostics",
     "plot_influence",
     "plot_rate",

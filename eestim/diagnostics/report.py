@@ -27,8 +27,13 @@ from eestim.diagnostics.solution import (
     root_multiplicity,
     root_residual,
 )
-from eestim.diagnostics.specification import unbiasedness_check, variance_ratio
+from eestim.diagnostics.specification import (
+    over_identification_check,
+    unbiasedness_check,
+    variance_ratio,
+)
 from eestim.diagnostics.stability import half_sample_stability, influence_check
+from eestim.equations import EstimatingEquation
 from eestim.errors import CapabilityError, EestimError, InferenceError
 from eestim.findings import Finding
 
@@ -160,6 +165,7 @@ def diagnose(
     h: Callable[[Vector], float] | None = None,
     simulate: Callable[[Vector, np.random.Generator], Matrix] | None = None,
     latent: Callable[[np.random.Generator], Matrix] | None = None,
+    moments: EstimatingEquation | None = None,
 ) -> Findings:
     """Return what the checks that apply to a fit find, within a time budget.
 
@@ -178,6 +184,10 @@ def diagnose(
     latent : callable, optional
         ``latent(rng) -> (n, q)``: contributions at the estimate with fresh latent
         draws, for the share of the variance that draws make.
+    moments : EstimatingEquation, optional
+        More equations than parameters, of which the fit solves a combination (two-stage
+        least squares, GMM): whether they agree is tested by Hansen's J
+        (`over_identification_check`).
 
     Examples
     --------
@@ -190,7 +200,7 @@ def diagnose(
     deadline = time.monotonic() + budget
     found = [f for f in fit.findings if f.name != "root residual"]
     known = {finding.name for finding in found}
-    checks = _checks(fit, h, simulate, latent)
+    checks = _checks(fit, h, simulate, latent, moments)
     for name, check in checks.items():
         if name not in known:  # the fit was told of the equation behind it
             found.append(_run(name, check, deadline, budget, seed))
@@ -206,7 +216,9 @@ def diagnose(
 _Check = Callable[[np.random.Generator], Finding]
 
 
-def _checks(fit: Any, h: Any, simulate: Any, latent: Any) -> dict[str, _Check]:
+def _checks(
+    fit: Any, h: Any, simulate: Any, latent: Any, moments: Any
+) -> dict[str, _Check]:
     """Return the checks in the order of their cost."""
     checks: dict[str, _Check] = {
         "root residual": lambda _: root_residual(fit),
@@ -224,6 +236,11 @@ def _checks(fit: Any, h: Any, simulate: Any, latent: Any) -> dict[str, _Check]:
         "root multiplicity": lambda rng: root_multiplicity(fit, rng, h=h),
         "information ratio": lambda rng: information_ratio_test(fit, rng),
     }
+    if moments is not None:  # cheap, so the first
+        checks = {
+            "over-identification": lambda _: over_identification_check(fit, moments),
+            **checks,
+        }
     if latent is not None:
         checks["latent noise"] = lambda rng: latent_noise(
             latent(rng), latent(rng), fit.equation.sensitivity(fit.theta)

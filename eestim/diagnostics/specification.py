@@ -16,12 +16,13 @@ from eestim.covariance.model_based import ModelBased
 from eestim.diagnostics._families import family_moments, simulated_response
 from eestim.diagnostics._verdicts import LEVEL, chi2_finding, not_applicable, solved
 from eestim.equations import EstimatingEquation
-from eestim.errors import CapabilityError, InferenceError
+from eestim.errors import CapabilityError, DataError, InferenceError
 from eestim.findings import Finding
 
 __all__ = [
     "over_identification",
     "over_identification_at",
+    "over_identification_check",
     "unbiasedness",
     "unbiasedness_check",
     "variance_ratio",
@@ -192,6 +193,7 @@ def over_identification(
     slope: Matrix,
     weight: Matrix | None = None,
     level: float = LEVEL,
+    derivative_error: float = 0.0,
 ) -> Finding:
     r"""Test q moment conditions beyond those that the parameters use up.
 
@@ -211,6 +213,8 @@ def over_identification(
     weight : (q, q) array, optional
         The inverse of the covariance used in the efficient step; that of `moments`
         by default.
+    derivative_error : float
+        Relative error of ``slope``, below which its singular values count as zero.
 
     References
     ----------
@@ -225,25 +229,32 @@ def over_identification(
         half, rank_moments = symmetric_power(scaled.T @ scaled / n, -0.5)
     else:
         half, rank_moments = symmetric_power(weight * np.outer(scale, scale), 0.5)
-    rank = rank_report(slope).rank
+    name = "over-identification"
+    report = rank_report(slope, derivative_error=derivative_error)
+    rank = report.rank
     excess = rank_moments - rank
+    if report.is_ambiguous:
+        return not_applicable(
+            name,
+            "The rank of A has no clear gap, so J has no degrees of freedom; look at "
+            "ee.asymptotics.rank_report.",
+        )
     if excess <= 0:
         return not_applicable(
-            "over-identification",
-            "There are as many equations as identified parameters.",
+            name, "There are as many equations as identified parameters."
         )
     basis = np.linalg.svd(half @ (slope / scale[:, None]), full_matrices=False)[0]
     standard = half @ (mean / scale)
     left = standard - basis[:, :rank] @ (basis[:, :rank].T @ standard)
     return chi2_finding(
-        "over-identification",
+        name,
         float(n * left @ left),
         excess,
         level=level,
         says=f"J of {moments.shape[1]} equations for {rank} identified parameters",
         advice="The moment conditions contradict each other; drop the doubtful ones.",
-        assumptions="Strong identification and few moments beside n; oversized with "
-        "weak instruments, undersized with many moments.",
+        assumptions="Independent units; strong identification and few moments beside "
+        "n: oversized with weak instruments, undersized with many moments.",
     )
 
 
@@ -271,4 +282,46 @@ def over_identification_at(
     'fail'
     """
     at = np.asarray(theta, dtype=np.float64)
-    return over_identification(equation.psi(at), equation.sensitivity(at), level=level)
+    return over_identification(
+        equation.psi(at),
+        equation.sensitivity(at),
+        level=level,
+        derivative_error=float(getattr(equation, "derivative_error", 0.0)),
+    )
+
+
+def over_identification_check(
+    fit: Any, moments: EstimatingEquation, level: float = LEVEL
+) -> Finding:
+    """Test the equations of which a fit solves a combination, one for each parameter.
+
+    Parameters
+    ----------
+    fit : Estimate
+        Of a combination of the moments, as two-stage least squares or GMM make it.
+    moments : EstimatingEquation
+        All of them, with q > p, in the same parameters. Where the fit has clustered
+        standard errors, made with ``units=`` those clusters.
+
+    Raises
+    ------
+    DataError
+        If the moments have other parameters than the fit.
+    """
+    if len(moments.names) != len(fit.theta):
+        raise DataError(
+            f"`moments` has {len(moments.names)} parameters and the fit "
+            f"{len(fit.theta)}; they must be the same."
+        )
+    clusters = fit.spread.n_clusters
+    if len(clusters) > 1:
+        return not_applicable(
+            "over-identification", "J is for clusters in one way, the fit has several."
+        )
+    if clusters and moments.n_units != clusters[0]:
+        return not_applicable(
+            "over-identification",
+            f"The fit has {clusters[0]} clusters and `moments` {moments.n_units} "
+            "independent units: give `moments` its clusters as `units=`.",
+        )
+    return over_identification_at(moments, fit.theta, level)

@@ -321,3 +321,117 @@ def test_diagnose_judges_what_is_reported_and_latent_draws(rng):
     )
     assert found["latent noise"].status == "warn"
     assert found["unbiasedness"].status == "pass"
+
+
+def instruments(rng, n=300):
+    """One effect, three instruments, unequal variances."""
+    z = rng.normal(size=(n, 3))
+    u = rng.normal(size=n)
+    x = z @ [1.0, 0.8, 0.6] + u + rng.normal(size=n)
+    y = 0.5 * x + u + rng.normal(size=n) * (1 + z[:, 0] ** 2) / 2
+    return {"y": y, "x": x, "z": z}
+
+
+def moments_of(theta, d):
+    return d["z"] * (d["y"] - d["x"] * theta[0])[:, None]
+
+
+def combined(table, weights):
+    return ee.equation(lambda t, d: moments_of(t, d) @ weights, table, [0.0])
+
+
+def test_j_at_two_step_gmm_against_statsmodels(rng):
+    from statsmodels.sandbox.regression.gmm import IVGMM
+
+    n, table = 300, instruments(rng)
+    one = np.ones(n)
+    X, Z = np.column_stack([one, table["x"]]), np.column_stack([one, table["z"]])
+    # their optimiser is told to stop where rounding does
+    oracle = IVGMM(table["y"], X, Z).fit(
+        [0.0, 0.0],
+        maxiter=2,
+        inv_weights=Z.T @ Z / n,
+        wargs={"centered": False},
+        optim_args={"disp": 0, "gtol": 1e-11},
+    )
+
+    def every_row(t, d):
+        return Z * (d["y"] - X @ t)[:, None]
+
+    def fitted(weights):
+        return ee.estimate(
+            ee.equation(lambda t, d: every_row(t, d) @ weights, table, [0.0, 0.0])
+        )
+
+    every = ee.equation(every_row, table, [0.0, 0.0])
+    first = fitted(np.linalg.solve(Z.T @ Z, Z.T @ X)).theta
+    psi = every.psi(first)
+    meat = psi.T @ psi / n
+    fit = fitted(np.linalg.solve(meat, Z.T @ X))
+    np.testing.assert_allclose(fit.theta, oracle.params, rtol=1e-5)
+    found = checks.over_identification(
+        every.psi(fit.theta), every.sensitivity(fit.theta), np.linalg.inv(meat)
+    )
+    np.testing.assert_allclose(found.value, oracle.jval, rtol=1e-6)
+    assert found.dof == 2
+    own = ee.diagnose(fit, moments=every, budget=1.0)["over-identification"]
+    assert own.status == found.status
+    assert abs(own.value / found.value - 1) < 0.1  # the weight of another root
+
+
+def test_j_through_diagnose_sees_an_instrument_with_an_effect(rng):
+    table = instruments(rng, 500)
+    table["y"] = table["y"] + 0.6 * table["z"][:, 2]
+    z = table["z"]
+    fit = ee.estimate(
+        combined(table, np.linalg.solve(z.T @ z, z.T @ table["x"])[:, None])
+    )
+    every = ee.equation(moments_of, table, [0.0])
+    found = ee.diagnose(fit, moments=every, budget=1.0)
+    assert found["over-identification"].status == "fail"
+    with pytest.raises(KeyError, match="no check"):
+        ee.diagnose(fit, budget=1.0)["over-identification"]
+    with pytest.raises(DataError, match="same"):
+        checks.over_identification_check(
+            fit, ee.ols("y ~ x + z", {"y": table["y"], "x": table["x"], "z": z[:, 0]})
+        )
+
+
+def test_j_of_clustered_rows_is_that_of_their_sums(rng):
+    table = instruments(rng)
+    label = np.arange(300) // 3
+    z = table["z"]
+    fit = ee.estimate(
+        combined(table, np.linalg.solve(z.T @ z, z.T @ table["x"])[:, None]),
+        ee.Clustered(label),
+    )
+    rows = ee.equation(moments_of, table, [0.0])
+    refused = checks.over_identification_check(fit, rows)
+    assert refused.status == "not applicable"
+    assert "units=" in refused.meaning
+    sums = ee.equation(moments_of, table, [0.0], units=label)
+    found = checks.over_identification_check(fit, sums)
+    psi = moments_of(fit.theta, table)
+    total = psi.reshape(100, 3, 3).sum(axis=1)
+    weight = np.linalg.inv(total.T @ total)
+    g, a = psi.sum(axis=0), z.T @ table["x"]
+    best = g - a * (a @ weight @ g) / (a @ weight @ a)
+    np.testing.assert_allclose(found.value, best @ weight @ best, rtol=1e-8)
+
+
+def test_j_counts_a_parameter_that_is_not_identified_as_none(rng):
+    """By differences A has an error of 1e-10: its third singular value is not zero."""
+    x = rng.normal(1.0, 1.0, size=(200, 4))
+
+    def psi(t, d):
+        shared = np.exp(0.7 * t[1] + 0.3 * t[2])
+        return d["x"] - np.array([t[0], t[0], shared, shared])
+
+    equation = ee.equation(psi, {"x": x}, [1.0, 0.1, 0.1])
+    found = checks.over_identification_at(equation, [1.0, 0.03, -0.07])
+    assert found.dof == 2
+    error = np.zeros((4, 3))
+    error[2:, 1] = 1e-11
+    slope = equation.sensitivity(np.array([1.0, 0.03, -0.07])) + error
+    rows = equation.psi(np.array([1.0, 0.03, -0.07]))
+    assert checks.over_identification(rows, slope, derivative_error=1e-10).dof == 2
