@@ -77,20 +77,14 @@ class Sizes:
     rank: int = 4
     rate: float = 5e-4
     perturbation_rate: float = 3e-3
-    start: float = 0.4  # scale of the surprise gate, in lengths of an embedding
+    start: float = 0.25  # scale of the surprise gate, in lengths of an embedding
 
 
 FULL = Sizes(128, 96, None, 32, 60, 512, 1000, 300, 16, 8, 16)
 SCALES = (0.2, 0.35, 0.5)  # of the fixed perturbations, in lengths of an embedding
-GATE_RATE = 5e-2
+GATE_RATE = 0.1
 # Shares of the steps in which base and surprise gate take turns, and the base's texts.
-TURNS = (
-    ("base", 0.2, "train"),
-    ("gate", 0.1, None),
-    ("base", 0.2, "train"),
-    ("gate", 0.1, None),
-    ("base", 0.4, "both"),
-)
+TURNS = (("base", 0.2, "train"), ("gate", 0.15, None), ("base", 0.65, "both"))
 
 
 def texts(
@@ -240,29 +234,31 @@ def simple(run: Run) -> dict[str, Callable[[], tuple[Any, Any, int]]]:
     }
 
 
-def surprise(run: Run, data: str = "left out") -> Any:
+def surprise(run: Run, data: str = "left out", *, slow: bool = True) -> Any:
     """Return the model whose noise follows the surprise of the prefix.
 
-    Base and gate take turns: the base learns under the noise that the gate gives, the
-    gate from documents that no base parameter has seen. On documents that the base was
-    trained on, noise never helps, and a gate learns to switch it off. When the gate has
-    learned, the base goes on with the left-out documents too, as in every method.
+    The base learns under the noise that the gate gives, then the gate from documents
+    that no base parameter has seen: on those that the base was trained on, surprise
+    says nothing of how noise helps. When the gate has learned, the base goes on with
+    the left-out documents too, as in every method.
     """
-    gate = run.noise(run.sizes.start, SurpriseGated, rank=run.sizes.width, most=3.0)
+    gate = run.noise(
+        run.sizes.start, SurpriseGated, rank=run.sizes.width, most=3.0, slow=slow
+    )
     gate.directions.requires_grad_(False)
     model = run.model(gate)
     learned = [value for value in gate.parameters() if value.requires_grad]
+    kind = "slow" if slow else "free"
     for turn, (part, share, texts) in enumerate(TURNS):
         is_gate = part == "gate"
         model.base.requires_grad_(not is_gate)
         for value in learned:
             value.requires_grad_(is_gate)
-        name = f"surprise {data} {turn}"
         run.fit(
             model,
             CentredIWAE(group=4) if is_gate else NoiseAveraged(),
             8 if is_gate else 1,
-            name,
+            f"surprise {kind} {data} {turn}",
             data=texts or data,
             share=share,
             perturbation_rate=GATE_RATE,
@@ -331,6 +327,8 @@ def methods(
     gated = surprise(run)
     yield "surprise", gated
     yield "surprise, surprise temperature", tempered(run, gated, "surprise")
+    if is_wanted("surprise, free level"):
+        yield "surprise, free level", surprise(run, slow=False)
     if is_wanted("surprise, from training text"):
         yield "surprise, from training text", surprise(run, "train")
 

@@ -172,9 +172,18 @@ class SurpriseGated(Directional):
         Width of the hidden layer.
     most : float
         m, the largest scale.
+    slow : bool
+        Let the three running means alone set the scale, linearly (W, v and the other
+        two features are left out). Their mean is zero in the domain of the reference,
+        so that `size` is about the scale there, and learning decides only how the
+        scale changes with surprise. Where the base has adapted to text, its likelihood
+        asks for no noise at all: a gate that can change its level there learns to
+        switch off.
 
     Examples
     --------
+    >>> SurpriseGated(8, rank=2, slow=True).n_parameters  # C 16, w 3
+    19
     >>> gate = SurpriseGated(8, rank=2, hidden=4)
     >>> gate.n_parameters  # C 16, w 5, W and b 24, v 4
     49
@@ -193,6 +202,7 @@ class SurpriseGated(Directional):
         *,
         hidden: int = 16,
         most: float = 4.0,
+        slow: bool = False,
         held: bool = False,
         seed: int = 0,
     ) -> None:
@@ -203,10 +213,12 @@ class SurpriseGated(Directional):
             raise ValueError(
                 f"`most` is {most}; it must exceed 1, the scale at the start."
             )
-        self.hidden, self.most = hidden, most
+        self.hidden, self.most, self.slow = hidden, most, slow
+        self.linear = nn.Parameter(torch.zeros(len(_DECAYS) if slow else _FEATURES))
+        if slow:
+            return
         generator = torch.Generator().manual_seed(seed + 1)
         first = torch.randn(hidden, _FEATURES, generator=generator)
-        self.linear = nn.Parameter(torch.zeros(_FEATURES))
         self.first = nn.Parameter(first / math.sqrt(_FEATURES))
         self.offset = nn.Parameter(torch.zeros(hidden))
         self.second = nn.Parameter(torch.zeros(hidden))
@@ -219,8 +231,10 @@ class SurpriseGated(Directional):
         known = states[..., self.width :]
         if known.shape[-1] == 0:
             known = states.new_zeros(*states.shape[:-1], _FEATURES)
-        inner = nn.functional.gelu(known @ self.first.T + self.offset)
-        level = known @ self.linear + inner @ self.second - math.log(self.most - 1)
+        level = known[..., : len(self.linear)] @ self.linear - math.log(self.most - 1)
+        if not self.slow:
+            inner = nn.functional.gelu(known @ self.first.T + self.offset)
+            level = level + inner @ self.second
         return self.most * torch.sigmoid(level)
 
     def forward(
@@ -245,4 +259,8 @@ class SurpriseGated(Directional):
 
     def config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        return super().config() | {"hidden": self.hidden, "most": self.most}
+        return super().config() | {
+            "hidden": self.hidden,
+            "most": self.most,
+            "slow": self.slow,
+        }

@@ -126,6 +126,28 @@ def test_a_gate_that_rises_with_surprise_moves_strange_text_more():
     assert gate.scale(strange).max() < gate.most
 
 
+def test_a_slow_gate_keeps_its_level_where_the_reference_is_right():
+    """Its features have mean zero there; entropy, which has not, is no part of it."""
+    base = sharp()
+    slow = SurpriseGated(WIDTH, rank=3, slow=True)
+    free = SurpriseGated(WIDTH, rank=3, hidden=4)
+    with torch.no_grad():
+        slow.linear.fill_(0.2)
+        free.linear[4] = 4.0
+    tokens = drawn(base, 200, LENGTH)
+    model = LatentPrefixLM(base, slow)
+    own, strange = model.embed(tokens), model.embed(ids(200, LENGTH))
+    each = slow.scale(own).log().mean(1).squeeze()
+    error = each.std() / len(each) ** 0.5
+    assert abs(each.mean()) < 0.03 + 4 * error  # the sigmoid bends it a little
+    assert slow.scale(strange).log().mean() > 0.05 + 4 * error
+    assert free.scale(own).log().mean() > 0.1 + 4 * error  # by the entropy
+    assert {name for name, _ in slow.named_parameters()} == {"directions", "linear"}
+    known = model.embed(tokens[:1])[..., WIDTH : WIDTH + 3]
+    exact = 4 * torch.sigmoid(0.2 * known.sum(-1) - math.log(3.0))
+    torch.testing.assert_close(slow.scale(own[:1]).squeeze(-1), exact)
+
+
 def test_scale_starts_at_one_and_gives_low_rank_noise():
     base, tokens = byte(), ids(2, LENGTH)
     gated = LatentPrefixLM(base, SurpriseGated(WIDTH, rank=3, size=2.0, seed=4))
