@@ -1,38 +1,21 @@
-"""Linear and generalized linear models as estimating equations."""
+"""Linear and generalized linear models of formulas and of arrays."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
-from scipy import linalg, special
 
 from eestim._arrays import IntVector, Matrix, Vector, as_float, check_finite
-from eestim._linalg import equilibrated_factor
 from eestim.blocks import block_source
-from eestim.equations import Working, column_of
-from eestim.errors import (
-    CapabilityError,
-    DataError,
-    IdentificationError,
-    InferenceError,
-    InterpolationError,
-)
-from eestim.models._blocked import gradient, gram, linear_predictor
-from eestim.models._reweighted_roots import glm_roots
-from eestim.models.families import Family, Link, family_and_link
-from eestim.models.formula import design_from_formula, new_design
-from eestim.models.separation import check_separation
-from eestim.moments import Moments
-from eestim.roots import Root, solve
-from eestim.weights import (
-    Frequency,
-    Importance,
-    Weights,
-    aligned_weights,
-    effective_size,
-)
+from eestim.errors import DataError
+from eestim.models._orthonormal import collinear_error
+from eestim.models._prediction import Prediction, predicted
+from eestim.models.families import family_and_link
+from eestim.models.formula import design_from_formula
+from eestim.models.generalized_linear import GeneralizedLinear
+from eestim.weights import Frequency, Weights, aligned_weights
 
 __all__ = [
     "GeneralizedLinear",
@@ -43,538 +26,6 @@ __all__ = [
     "predicted",
     "with_offset_and_weights",
 ]
-
-_SUBSAMPLE_FROM = 50_000  # rows above which the start is found on a subsample
-_SUBSAMPLE_SHARE = 0.01
-_COLLINEAR = 1e-11  # what is left of a column of length 1 after the others
-_INTERPOLATED = 1e-10  # residual size relative to the response
-
-# The density of an outcome given its mean, up to a constant; squares where there is a
-# dispersion to profile out.
-_LOG_DENSITY: dict[str, Callable[[Vector, Vector], Any]] = {
-    "gaussian": lambda y, mu: (y - mu) ** 2,
-    "binomial": lambda y, mu: special.xlogy(y, mu) + special.xlog1py(1.0 - y, -mu),
-    "poisson": lambda y, mu: special.xlogy(y, mu) - mu,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """A fitted mean with what its interval needs.
-
-    Attributes
-    ----------
-    linear : (m,) array
-        The linear predictor.
-    jacobian : (m, p) array
-        Its derivative in theta.
-    link : Link
-        Maps it to the mean.
-    """
-
-    linear: Vector
-    jacobian: Matrix
-    link: Link
-
-
-class _Terms(NamedTuple):
-    """What every product of a GLM starts from, before weights; each (n,)."""
-
-    eta: Vector
-    mu: Vector
-    slope: Vector
-    residual: Vector
-
-
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
-class GeneralizedLinear:
-    r"""Estimating equation of a generalized linear model.
-
-    .. math:: \psi_i = w_i x_i (y_i - \mu_i) \mu'(\eta_i) / V(\mu_i), \qquad
-              \eta_i = x_i^\top \theta + o_i.
-
-    Made by `ols` and `glm`, which document the arguments.
-    """
-
-    design: Matrix
-    response: Vector
-    names: tuple[str, ...]
-    family: Family
-    link: Link
-    offset: Vector | None = None
-    row_weights: Vector | None = None
-    weight_kind: type | None = None
-    specification: Any = None
-    data: Any = None
-    kept: IntVector | None = None
-    index: Any = None
-    n_given: int = 0
-    _last: dict[bytes, Moments] = field(default_factory=dict, init=False)
-
-    def __repr__(self) -> str:
-        shown = ", ".join(self.names[:6]) + (", ..." if len(self.names) > 6 else "")
-        return (
-            f"GeneralizedLinear({self.family.name}, {self.link.name} link; "
-            f"{self.n_units} units; {shown})"
-        )
-
-    # ------------------------------------------------------------------ counts
-
-    @property
-    def n_units(self) -> int:
-        """Number of independent units: rows, or the sum of frequencies."""
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            return int(self.row_weights.sum())
-        return len(self.response)
-
-    @property
-    def n_effective(self) -> float:
-        """Kish's effective n under importance weights, else n."""
-        if self.weight_kind is Importance and self.row_weights is not None:
-            return effective_size(self.row_weights)
-        return float(self.n_units)
-
-    @property
-    def is_canonical(self) -> bool:
-        """Whether observed and expected information agree."""
-        return self.link.name == self.family.canonical
-
-    @property
-    def has_dispersion(self) -> bool:
-        """Whether the family has a dispersion to estimate."""
-        return self.family.has_dispersion
-
-    @property
-    def is_score(self) -> bool:
-        """Whether psi is the score of a likelihood with known dispersion."""
-        return not self.has_dispersion and not self.is_sampling_weighted
-
-    @property
-    def is_sampling_weighted(self) -> bool:
-        """Whether weights stand outside the model."""
-        return self.row_weights is not None and self.weight_kind is not Frequency
-
-    @property
-    def is_newton_exact(self) -> bool:
-        """Whether a Newton step uses the exact derivative (else Fisher scoring)."""
-        return self.is_canonical
-
-    # ------------------------------------------------------------------- psi, A
-
-    def _terms(self, theta: Vector) -> "_Terms":
-        return self.terms_at(linear_predictor(self.design, theta, self.offset))
-
-    def terms_at(self, eta: Vector) -> "_Terms":
-        """Return the terms of psi at linear predictors, (n,) or (R, n)."""
-        mu = self.link.inverse(eta)
-        if self.is_canonical:  # the slope of the mean is the variance function
-            return _Terms(eta, mu, self.family.variance(mu), self.response - mu)
-        slope = self.link.slope(eta)
-        if self.link.ratio is not None:
-            residual = (self.response - mu) * self.link.ratio(eta)
-        else:
-            residual = (self.response - mu) * slope / self.family.variance(mu)
-        return _Terms(eta, mu, slope, residual)
-
-    def _expected_weight(self, terms: "_Terms") -> Vector:
-        if self.is_canonical:
-            return terms.slope
-        if self.link.ratio is not None:
-            return terms.slope * self.link.ratio(terms.eta)
-        return terms.slope**2 / self.family.variance(terms.mu)
-
-    def observed_weight(self, terms: "_Terms") -> Vector:
-        """Return what multiplies x x' in minus the derivative of psi."""
-        if self.is_canonical:
-            return terms.slope
-        if self.link.ratio is not None and self.link.ratio_slope is not None:
-            change = self.link.ratio_slope(terms.eta)
-            expected = terms.slope * self.link.ratio(terms.eta)
-            return expected - (self.response - terms.mu) * change
-        variance = self.family.variance(terms.mu)
-        change = self.link.curvature(terms.eta) / variance
-        change -= terms.slope**2 * self.family.variance_slope(terms.mu) / variance**2
-        return terms.slope**2 / variance - (self.response - terms.mu) * change
-
-    def _weighted(self, values: Vector) -> Vector:
-        return values if self.row_weights is None else values * self.row_weights
-
-    def psi(self, theta: Vector) -> Matrix:
-        """Return the contributions of the units, (n, p)."""
-        rows = self.design * self._terms(theta).residual[:, None]
-        return self._expanded(rows)
-
-    def _expanded(self, rows: Matrix) -> Matrix:
-        """Apply the weights: frequencies repeat a row, others multiply it."""
-        if self.row_weights is None:
-            return rows
-        if self.weight_kind is Frequency:
-            return np.repeat(rows, self.row_weights.astype(int), axis=0)
-        return rows * (
-            self.row_weights if rows.ndim == 1 else self.row_weights[:, None]
-        )
-
-    def sensitivity(self, theta: Vector) -> Matrix:
-        """Return A, minus the mean derivative of psi (observed), (p, p)."""
-        weight = self._weighted(self.observed_weight(self._terms(theta)))
-        return gram(self.design, weight) / self.n_units
-
-    def newton_terms(self, theta: Vector) -> tuple[Vector, Vector, Matrix]:
-        """Return the mean of psi, its squared size and A, in one pass.
-
-        The squared size is the model's: the dispersion times the diagonal of A.
-        """
-        terms, n = self._terms(theta), self.n_units
-        weight = self._weighted(self._expected_weight(terms))
-        residual = self._weighted(terms.residual)
-        sensitivity = gram(self.design, weight) / n
-        spread = float(residual @ residual / max(float(weight.sum()), 1e-300))
-        mean = gradient(self.design, residual) / n
-        return mean, spread * np.diag(sensitivity), sensitivity
-
-    def moments(self, theta: Vector) -> Moments:
-        """Return the moments of psi, streamed over row blocks."""
-        key = theta.tobytes()
-        if key not in self._last:  # the solver's check and the rule meet at the root
-            self._last.clear()
-            self._last[key] = self._moments(theta)
-        return self._last[key]
-
-    def _moments(self, theta: Vector) -> Moments:
-        terms, n = self._terms(theta), self.n_units
-        residual = self._weighted(terms.residual)
-        square = residual * (
-            terms.residual if self.weight_kind is Frequency else residual
-        )
-        return Moments(
-            n,
-            gradient(self.design, residual) / n,
-            gram(self.design, square) / n,
-            gram(self.design, self._weighted(self.observed_weight(terms))) / n,
-        )
-
-    # -------------------------------------------------------------- capabilities
-
-    def working(self, theta: Vector) -> Working:
-        """Return the weighted linear form at theta."""
-        terms = self._terms(theta)
-        weight = self._expected_weight(terms)
-        dispersion = 1.0
-        if self.has_dispersion:
-            pearson = terms.residual**2 / weight
-            share = self.row_weights if self.row_weights is not None else 1.0
-            dispersion = float(np.sum(share * pearson) / self.n_units)
-        design = self.design
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            design = np.repeat(design, self.row_weights.astype(int), axis=0)
-        return Working(
-            design,
-            self._expanded(weight),
-            self._expanded(terms.residual),
-            dispersion,
-            self._working_variance(terms.mu),
-        )
-
-    def _working_variance(self, mu: Vector) -> Vector | None:
-        if self.family.name == "gaussian" and not self.is_sampling_weighted:
-            return None
-        variance = self.family.variance(mu)
-        if self.row_weights is None:
-            return variance
-        if self.weight_kind is Frequency:
-            return np.repeat(variance, self.row_weights.astype(int))
-        weights = np.where(self.row_weights > 0, self.row_weights, np.inf)
-        return variance / weights
-
-    def unit_sensitivity(self, theta: Vector) -> Matrix:
-        """Return minus the derivative of each unit's psi, (n, p, p)."""
-        weight = self._expanded(self.observed_weight(self._terms(theta)))
-        design = self.working(theta).design
-        return weight[:, None, None] * design[:, :, None] * design[:, None, :]
-
-    def reweighted(self, weights: Vector) -> "GeneralizedLinear":
-        """Return the equation with its units weighted, for refitting bootstraps."""
-        current = self.row_weights
-        if self.weight_kind is Frequency and current is not None:
-            edges = np.concatenate([[0], np.cumsum(current.astype(int))])
-            totals = np.concatenate([[0.0], np.cumsum(weights)])
-            combined = totals[edges[1:]] - totals[edges[:-1]]
-        else:
-            combined = weights if current is None else weights * current
-        return replace(self, row_weights=combined, weight_kind=None)
-
-    def reweighted_roots(
-        self, weights: Matrix, start: Vector, errors: Vector
-    ) -> tuple[Matrix, Matrix]:
-        """Return roots under each row of (R, n) weights, NaN where not found, and A."""
-        return glm_roots(self, weights, start, errors)
-
-    def log_likelihood(self, theta: Vector) -> float:
-        r"""Return the log-likelihood of theta, up to a constant.
-
-        A dispersion is replaced by its maximum likelihood estimate at theta (the
-        concentrated likelihood, :math:`-\tfrac{n}{2} \log \sum_i e_i^2`).
-
-        Raises
-        ------
-        InferenceError
-            Under sampling or importance weights, which are not part of a model.
-        CapabilityError
-            If the family has no likelihood here.
-        """
-        if self.is_sampling_weighted:
-            raise InferenceError(
-                "there is no likelihood under sampling or importance weights; use "
-                "`score`, `wald` or ScoreInverted(), which take any psi."
-            )
-        if self.family.name not in _LOG_DENSITY:
-            raise CapabilityError(
-                f"the {self.family.name} family supplies no likelihood; use `score`, "
-                "`wald` or ScoreInverted(), which take any psi."
-            )
-        mu = self.link.inverse(linear_predictor(self.design, theta, self.offset))
-        terms = self._weighted(_LOG_DENSITY[self.family.name](self.response, mu))
-        if self.has_dispersion:
-            return -0.5 * self.n_units * float(np.log(terms.sum()))
-        return float(terms.sum())
-
-    def predict(self, theta: Vector, new_data: Any) -> Prediction:
-        """Return the linear predictor and its derivative at new rows.
-
-        Parameters
-        ----------
-        new_data : DataFrame, mapping of columns, or (m, p) array
-            Columns named in the formula, or rows of the design.
-        """
-        return predicted(self.specification, self.names, self.link, theta, new_data)
-
-    def column(self, name: str) -> Any:
-        """Return a column of the data by name, one entry a unit."""
-        return self.aligned(column_of(self.data if self.data is not None else {}, name))
-
-    def aligned(self, values: Any) -> Any:
-        """Return labels for the rows used, aligned by index where they have one."""
-        if isinstance(values, pd.Series) and self.index is not None:
-            values = _by_index(values, self.index)
-        array = np.asarray(values)
-        if self.kept is not None and len(array) == self.n_given:
-            array = array[self.kept]
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            counts = self.row_weights.astype(int)
-            if len(array) == len(counts):
-                array = np.repeat(array, counts)
-        return array
-
-    # ----------------------------------------------------------------- solving
-
-    @property
-    def start(self) -> Vector:
-        """Where the solver begins: a step of Fisher scoring, or a subsample's root."""
-        n = len(self.response)
-        if n >= _SUBSAMPLE_FROM:
-            return self._subsample_root(n)
-        if self.family.name == "gaussian" and self.link.name == "identity":
-            return np.zeros(len(self.names))
-        return self._scoring_start()
-
-    def _scoring_start(self) -> Vector:
-        y = self.response
-        weights = self.row_weights if self.row_weights is not None else np.ones(len(y))
-        mu = self.family.starting_mean(y, float(np.average(y, weights=weights)))
-        if self.link.name in ("log", "inverse"):
-            mu = np.maximum(mu, 1e-3 * max(float(np.abs(y).mean()), 1e-300))
-        eta = self.link.forward(mu)
-        slope = self.link.slope(eta)
-        target = eta + (y - mu) / slope
-        if self.offset is not None:
-            target = target - self.offset
-        weight = weights * slope**2 / self.family.variance(mu)
-        right = gradient(self.design, weight * target)
-        factor = equilibrated_factor(gram(self.design, weight))
-        if factor.rank < len(self.names):
-            return np.zeros(len(self.names))
-        return factor.solve(right)
-
-    def _subsample(self, n: int) -> "GeneralizedLinear":
-        size = max(int(_SUBSAMPLE_SHARE * n), 40 * len(self.names))
-        rows = np.sort(np.random.default_rng(0).choice(n, min(size, n), replace=False))
-
-        def part(values: Vector | None) -> Vector | None:
-            return None if values is None else values[rows]
-
-        return replace(
-            self,
-            design=self.design[rows],
-            response=self.response[rows],
-            offset=part(self.offset),
-            row_weights=part(self.row_weights),
-        )
-
-    def _subsample_root(self, n: int) -> Vector:
-        small = self._subsample(n)
-        initial = small._scoring_start()
-        if small.row_weights is not None and not small.row_weights.any():
-            return initial
-        root: Root = solve(small, initial)
-        return root.theta if root.is_converged else initial
-
-    def reparameterised(
-        self, threshold: float
-    ) -> tuple["GeneralizedLinear", Matrix] | None:
-        """Return an orthonormal form ``(equation, L)``, or None if it is not needed.
-
-        The design X = Q R is replaced by sqrt(n) Q where the scaled X'X has a
-        reciprocal condition below the threshold, and ``theta = L eta``.
-
-        Raises
-        ------
-        IdentificationError
-            If columns are collinear, naming them, or more than the rows.
-        """
-        n, p = len(self.response), len(self.names)
-        if n < p:
-            raise IdentificationError(
-                f"`design` has {p} columns for {n} rows; at most {n} combinations of "
-                "the parameters are identified. Drop columns, or see "
-                "ee.asymptotics.regime(equation)."
-            )
-        part = self._subsample(n).design if n >= _SUBSAMPLE_FROM else self.design
-        factor = equilibrated_factor(part.T @ part)
-        if factor.rank == len(self.names) and factor.rcond >= threshold:
-            return None
-        size = np.sqrt(np.square(self.design).sum(axis=0))
-        size = np.where(size > 0, size, 1.0)
-        basis, triangular, order = linalg.qr(
-            self.design / size, mode="economic", pivoting=True
-        )
-        left = np.abs(np.diag(triangular))
-        if (left <= _COLLINEAR).any():
-            raise collinear_error(triangular, order, left, size, self.names)
-        inverse = linalg.solve_triangular(triangular, np.eye(len(left))) * np.sqrt(n)
-        transform = np.empty_like(inverse)
-        transform[order] = inverse
-        return (
-            replace(self, design=np.ascontiguousarray(basis) * np.sqrt(n)),
-            transform / size[:, None],
-        )
-
-    def check_root(self, root: Root) -> None:
-        """Raise where the fit is separated or interpolates.
-
-        Raises
-        ------
-        SeparationError
-            If a linear combination of the covariates predicts the outcome perfectly.
-        InterpolationError
-            If every residual is zero to rounding.
-        """
-        used = slice(None) if self.row_weights is None else self.row_weights > 0
-        check_separation(
-            self.design[used],
-            self.response[used],
-            None if self.offset is None else self.offset[used],
-            self.family.name,
-            self.names,
-            root,
-        )
-        model, theta = self, root.theta  # nearly collinear terms would leave rounding
-        if root.working is not None:
-            model, theta = root.working[:2]
-        residual = (self.response - model._terms(theta).mu)[used]
-        scale = float(np.abs(self.response[used]).max())
-        if float(np.abs(residual).max()) <= _INTERPOLATED * scale:
-            raise InterpolationError(
-                f"the fit reproduces all {len(residual)} outcomes exactly (largest "
-                f"residual {np.abs(residual).max():.1e}), so every sandwich is zero "
-                "whatever the noise. Use fewer covariates or more rows; for p near or "
-                "above n see ee.asymptotics."
-            )
-
-
-def predicted(
-    specification: Any,
-    names: Sequence[str],
-    link: Link,
-    theta: Vector,
-    new_data: Any,
-) -> Prediction:
-    """Return the linear predictor and its derivative at new rows.
-
-    Raises
-    ------
-    DataError
-        If columns are missing, or rows do not have one entry a parameter.
-    """
-    if specification is not None:
-        design = new_design(specification, new_data)
-    else:
-        design = check_finite(as_float(new_data, "new_data", 2), "new_data")
-    if design.shape[1] != len(names):
-        raise DataError(
-            f"`new_data` has {design.shape[1]} columns; the design has "
-            f"{len(names)} ({', '.join(names[:6])})."
-        )
-    return Prediction(design @ theta, design, link)
-
-
-def _by_index(values: "pd.Series[Any]", index: Any) -> Any:
-    if values.index.equals(index):
-        return values
-    if values.index.is_unique and index.isin(values.index).all():
-        return values.reindex(index)
-    return values
-
-
-def collinear_error(
-    triangular: Any, order: Any, left: Any, size: Any, names: Sequence[str]
-) -> IdentificationError:
-    """Return what to raise for a pivoted triangular factor that is singular."""
-    rank = int((left > _COLLINEAR).sum())
-    sentences = []
-    for j in range(rank, len(names)):
-        solved = linalg.solve_triangular(triangular[:rank, :rank], triangular[:rank, j])
-        share = solved * size[order[j]] / size[order[:rank]]
-        terms = [
-            f"{share[k]:+.4g}*{names[order[k]]}"
-            for k in range(rank)
-            if abs(solved[k]) > 1e-8
-        ]
-        sentences.append(f"{names[order[j]]} = {' '.join(terms) or '0'}")
-    return IdentificationError(
-        f"`design` has {len(names)} columns but rank {rank}: {'; '.join(sentences)}. "
-        "Drop one column of each relation, or report an identified function."
-    )
-
-
-def _from_arrays(
-    y: Any, X: Any, names: Sequence[str] | None
-) -> tuple[Vector, Matrix, tuple[str, ...]]:
-    response = check_finite(as_float(y, "y", 1), "y")
-    if isinstance(X, pd.DataFrame):
-        bad = [str(c) for c in X.columns if X[c].dtype.kind not in "fiub"]
-        if bad:
-            raise DataError(
-                f"`X` has columns that are not numeric: {', '.join(bad)}; convert them "
-                "or use a formula, which codes categories."
-            )
-        names = names or [str(column) for column in X.columns]
-    design = as_float(X, "X", 2)
-    if len(design) != len(response):
-        raise DataError(
-            f"`y` has {len(response)} rows and `X` has {len(design)}; they must agree."
-        )
-    if len(response) == 0:
-        raise DataError("`y` has no rows; at least one is needed.")
-    for rows in range(0, len(design), 65536):
-        block = design[rows : rows + 65536]
-        if not np.isfinite(block).all():
-            check_finite(design, "X")
-    labels = tuple(names) if names else tuple(f"x{j}" for j in range(design.shape[1]))
-    if len(labels) != design.shape[1]:
-        raise DataError(
-            f"`names` has {len(labels)} entries for {design.shape[1]} columns."
-        )
-    return response, design, labels
 
 
 def glm(
@@ -673,6 +124,69 @@ def glm(
     return with_offset_and_weights(made, offset, exposure, weights)
 
 
+def ols(
+    formula: Any,
+    data: Any,
+    *,
+    weights: Weights | None = None,
+    names: Sequence[str] | None = None,
+    na: Literal["raise", "drop"] = "raise",
+    unsafe: bool = False,
+) -> GeneralizedLinear:
+    r"""Return the estimating equation of least squares, :math:`\psi_i = x_i e_i`.
+
+    Parameters are those of `glm`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"y": [1.0, 2.0, 4.0], "x": [0.0, 1.0, 2.0]})
+    >>> equation = ols("y ~ x", table)
+    >>> equation.psi(np.array([1.0, 1.0]))
+    array([[0., 0.], [0., 0.], [1., 2.]])
+    """
+    return glm(
+        formula,
+        data,
+        family="gaussian",
+        weights=weights,
+        names=names,
+        na=na,
+        unsafe=unsafe,
+    )
+
+
+def _from_arrays(
+    y: Any, X: Any, names: Sequence[str] | None
+) -> tuple[Vector, Matrix, tuple[str, ...]]:
+    response = check_finite(as_float(y, "y", 1), "y")
+    if isinstance(X, pd.DataFrame):
+        bad = [str(c) for c in X.columns if X[c].dtype.kind not in "fiub"]
+        if bad:
+            raise DataError(
+                f"`X` has columns that are not numeric: {', '.join(bad)}; convert them "
+                "or use a formula, which codes categories."
+            )
+        names = names or [str(column) for column in X.columns]
+    design = as_float(X, "X", 2)
+    if len(design) != len(response):
+        raise DataError(
+            f"`y` has {len(response)} rows and `X` has {len(design)}; they must agree."
+        )
+    if len(response) == 0:
+        raise DataError("`y` has no rows; at least one is needed.")
+    for rows in range(0, len(design), 65536):
+        block = design[rows : rows + 65536]
+        if not np.isfinite(block).all():
+            check_finite(design, "X")
+    labels = tuple(names) if names else tuple(f"x{j}" for j in range(design.shape[1]))
+    if len(labels) != design.shape[1]:
+        raise DataError(
+            f"`names` has {len(labels)} entries for {design.shape[1]} columns."
+        )
+    return response, design, labels
+
+
 def with_offset_and_weights(
     made: GeneralizedLinear, offset: Any, exposure: Any, weights: Weights | None
 ) -> GeneralizedLinear:
@@ -711,35 +225,3 @@ def _column_or_array(made: GeneralizedLinear, given: Any, argument: str) -> Vect
             f"`{argument}` has {len(array)} entries for {len(made.response)} rows."
         )
     return array
-
-
-def ols(
-    formula: Any,
-    data: Any,
-    *,
-    weights: Weights | None = None,
-    names: Sequence[str] | None = None,
-    na: Literal["raise", "drop"] = "raise",
-    unsafe: bool = False,
-) -> GeneralizedLinear:
-    r"""Return the estimating equation of least squares, :math:`\psi_i = x_i e_i`.
-
-    Parameters are those of `glm`.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> table = pd.DataFrame({"y": [1.0, 2.0, 4.0], "x": [0.0, 1.0, 2.0]})
-    >>> equation = ols("y ~ x", table)
-    >>> equation.psi(np.array([1.0, 1.0]))
-    array([[0., 0.], [0., 0.], [1., 2.]])
-    """
-    return glm(
-        formula,
-        data,
-        family="gaussian",
-        weights=weights,
-        names=names,
-        na=na,
-        unsafe=unsafe,
-    )

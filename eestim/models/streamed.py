@@ -25,28 +25,18 @@ from eestim.errors import (
     InterpolationError,
 )
 from eestim.models._blocked import linear_predictor
+from eestim.models._orthonormal import orthonormal_transform
+from eestim.models._prediction import Prediction, predicted
 from eestim.models.families import Family, Link, family_and_link
 from eestim.models.formula import FormulaDesign, design_from_formula, refuse_stateful
-from eestim.models.linear import (
-    GeneralizedLinear,
-    Prediction,
-    collinear_error,
-    predicted,
-)
+from eestim.models.generalized_linear import GeneralizedLinear
 from eestim.models.streamed_separation import check_streamed_separation
 from eestim.moments import Moments
 from eestim.roots import Root
-from eestim.weights import (
-    Frequency,
-    Importance,
-    Weights,
-    block_weights,
-    weight_column,
-)
+from eestim.weights import Frequency, Importance, Weights, block_weights, weight_column
 
 __all__ = ["BlockedLinear", "streamed_glm"]
 
-_COLLINEAR = 1e-11  # what is left of a column of length 1 after the others
 _INTERPOLATED = 1e-10  # residual size relative to the response
 
 
@@ -324,13 +314,9 @@ class BlockedLinear:
             rows = np.vstack([stacked, part.design / size])
             stacked = np.asarray(np.linalg.qr(rows, mode="r"), dtype=np.float64)
         _, triangular, order = linalg.qr(stacked, mode="economic", pivoting=True)
-        left = np.abs(np.diag(triangular))
-        if len(left) < p or (left <= _COLLINEAR).any():
-            raise collinear_error(triangular, order, left, size, self.names)
-        inverse = linalg.solve_triangular(triangular, np.eye(p))
-        transform = np.empty((p, p))
-        transform[order] = inverse * np.sqrt(self.totals.n_rows)
-        transform = transform / size[:, None]
+        transform = orthonormal_transform(
+            triangular, order, size, self.totals.n_rows, self.names
+        )
         return replace(self, transform=transform), transform
 
     def check_root(self, root: Root) -> None:
