@@ -8,9 +8,15 @@ from scipy import linalg, optimize, special, stats
 
 from eestim._arrays import IntVector, Matrix, Vector, as_float, check_finite
 from eestim.asymptotics.corrupted import proportional_logistic_from_eta
-from eestim.asymptotics.existence import check_aspect
+from eestim.asymptotics.designs import constant_column
+from eestim.asymptotics.existence import check_aspect, check_separation
 from eestim.asymptotics.proportional import ProportionalLogistic, proportional_logistic
-from eestim.errors import ConvergenceError, DataError, SeparationError
+from eestim.errors import (
+    ConvergenceError,
+    DataError,
+    IdentificationError,
+    SeparationError,
+)
 
 __all__ = [
     "AdjustedLogistic",
@@ -22,7 +28,10 @@ __all__ = [
     "sloe",
 ]
 
-_SCORE_LIMIT = 1e-6  # of the score at beta, in standard deviations of one coordinate
+_STEP_LIMIT = 1e-6  # of a Newton step from beta, in predictors and standard errors
+_SURE = 1e-10  # chance of the other class, below which sums over units forget a row
+_ALONE = 1e-8  # one minus the leverage of a unit that alone decides a coefficient
+_DEPENDENT = 10.0  # roundings a column, of the last pivot of dependent columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +57,9 @@ def _fit_terms(X: Any, y: Any, beta: Any) -> _Fit:
     """Return predictor, residual, weight and q_i = x_i' H^-1 x_i at the estimate."""
     design = check_finite(as_float(X, "X", ndim=2), "X")
     outcome = as_float(y, "y", ndim=1)
-    coefficients = as_float(beta, "beta", ndim=1)
+    coefficients = check_finite(as_float(beta, "beta", ndim=1), "beta")
     n, p = design.shape
-    if outcome.shape != (n,) or coefficients.shape != (p,):
+    if outcome.shape != (n,) or coefficients.shape != (p,) or n == 0 or p == 0:
         raise DataError(
             f"`X` is {design.shape}, `y` {outcome.shape}, `beta` {coefficients.shape}; "
             "give n outcomes and p coefficients."
@@ -58,32 +67,67 @@ def _fit_terms(X: Any, y: Any, beta: Any) -> _Fit:
     if not np.isin(outcome, (0.0, 1.0)).all():
         raise DataError("`y` must hold zeros and ones; recode the two classes.")
     predictor = design @ coefficients
-    mean = special.expit(predictor)
-    weight = mean * special.expit(-predictor)
-    _check_root(design, outcome - mean)
-    root = np.sqrt(weight)
-    q_factor, r_factor = np.linalg.qr(root[:, None] * design)
-    size = np.abs(np.diag(r_factor))
-    if p > n or size.min() <= 10 * p * np.finfo(float).eps * size.max():
+    sign = 2.0 * outcome - 1.0
+    wrong = special.expit(-sign * predictor)  # fitted probability of the other class
+    weight = wrong * special.expit(sign * predictor)
+    scaled, factor = _information_factor(design, weight)
+    _check_root(design, outcome, scaled, factor, sign * wrong)
+    half = linalg.solve_triangular(factor, scaled.T, trans="T")
+    leverage = np.sum(half**2, axis=0)
+    worst = int(np.argmax(weight * leverage))
+    if weight[worst] * leverage[worst] > 1.0 - _ALONE:
+        raise SeparationError(
+            f"`X` row {worst} alone decides a coefficient (leverage one): without it "
+            "the others are separated or dependent, and no left-out predictor exists. "
+            "Drop the row with the covariate that rests on it."
+        )
+    return _Fit(predictor, sign * wrong, weight, leverage)
+
+
+def _information_factor(design: Matrix, weight: Vector) -> tuple[Matrix, Matrix]:
+    """Return the design in units of its information, and R with X'WX = R'R there."""
+    root = np.sqrt(weight)[:, None] * design
+    norms = np.linalg.norm(root, axis=0)
+    units = np.where(norms > 0, norms, 1.0)  # the rank must not depend on units
+    _, factor = np.linalg.qr(root / units)
+    if _is_singular(factor, design.shape[1]):
         raise SeparationError(
             "`X` has a singular information at `beta`: covariates are dependent, or "
             "the data are separated and the estimate lies at infinity. Check with "
             "`separation` and `rank_report`."
         )
-    leverage = np.sum(q_factor**2, axis=1) / weight
-    return _Fit(predictor, outcome - mean, weight, leverage)
+    return design / units, factor
 
 
-def _check_root(design: Matrix, residual: Vector) -> None:
-    """Raise if beta is not the maximum-likelihood estimate."""
-    score = design.T @ residual
-    spread = np.sqrt(np.sum((design * residual[:, None]) ** 2, axis=0))
-    worst = float(np.max(np.abs(score) / np.where(spread > 0, spread, 1.0)))
-    if worst > _SCORE_LIMIT:
+def _is_singular(factor: Matrix, p: int) -> bool:
+    size = np.abs(np.diag(factor))
+    if len(size) < p:
+        return True
+    return bool(size.min() <= _DEPENDENT * p * np.finfo(float).eps * size.max())
+
+
+def _check_root(
+    design: Matrix, outcome: Vector, scaled: Matrix, factor: Matrix, residual: Vector
+) -> None:
+    """Raise if a Newton step from beta still moves, as it does for ever if separated.
+
+    Let s_i x_i'd >= 0 for all i and > 0 for some. The step h solves the score
+    equation X'WX h = X'r, so sum_i p_i s_i x_i'd = d'X'r = sum_i w_i (x_i'd)(x_i'h),
+    at most max|x_i'h| times the left side, as w_i <= p_i: then max|x_i'h| >= 1. A
+    smaller step is a proof of overlap, in whatever basis the columns are given, as
+    long as no p_i is so small that the sums lose it.
+    """
+    if np.abs(residual).min() < _SURE:
+        check_separation(design, outcome)
+    inner = linalg.solve_triangular(factor, scaled.T @ residual, trans="T")
+    step = scaled @ linalg.solve_triangular(factor, inner)
+    worst = float(max(np.abs(step).max(), np.linalg.norm(inner)))
+    if not worst <= _STEP_LIMIT:
+        check_separation(design, outcome)
         raise ConvergenceError(
-            f"`beta` is not the maximum-likelihood estimate: its score is {worst:.1e} "
-            f"standard deviations from zero (limit {_SCORE_LIMIT:.0e}). Iterate "
-            "further, or check for separation."
+            f"`beta` is not the maximum-likelihood estimate: a Newton step from it "
+            f"moves a predictor, or beta in standard errors, by {worst:.1e} (limit "
+            f"{_STEP_LIMIT:.0e}). Iterate further."
         )
 
 
@@ -100,7 +144,10 @@ def sloe(X: Any, y: Any, beta: Any) -> float:
        S_i = x_i'\hat\beta - \frac{q_i (y_i - \hat\mu_i)}{1 - w_i q_i}, \quad
        q_i = x_i'(X'WX)^{-1}x_i
 
-    where S_i approximates the predictor of unit i fitted without unit i.
+    where S_i is the predictor of unit i after one Newton step, from the estimate,
+    towards the fit without unit i. It estimates a limit for n and p large: with a few
+    dozen rows it is a rough guide. A constant column adds the error of the intercept,
+    of order 1/n.
 
     Parameters
     ----------
@@ -116,7 +163,10 @@ def sloe(X: Any, y: Any, beta: Any) -> float:
     ConvergenceError
         If beta is not the maximum-likelihood estimate.
     SeparationError
-        If the information is singular at beta.
+        If the data are separated, the information is singular at beta, or a row alone
+        decides a coefficient.
+    DataError
+        If an array is not finite, y not binary, or shapes do not fit.
 
     References
     ----------
@@ -124,7 +174,8 @@ def sloe(X: Any, y: Any, beta: Any) -> float:
 
     Examples
     --------
-    With only a constant every left-out predictor is the logit of the others' mean:
+    With only a constant the left-out predictors are one Newton step from 0 towards
+    the logits of 1/3 and 2/3:
 
     >>> y = np.array([0.0, 1.0, 1.0, 0.0])
     >>> round(sloe(np.ones((4, 1)), y, np.zeros(1)), 4)
@@ -137,7 +188,7 @@ def _scale_of(fit: _Fit, kappa: float) -> LogisticScale:
     curvature = float(np.mean(fit.weight - fit.weight**2 * fit.leverage))
     sigma = float(np.sqrt(np.mean(fit.residual**2))) / curvature
     lambda_ = kappa / curvature
-    return LogisticScale(sigma, lambda_, kappa * sigma**2 / lambda_)
+    return LogisticScale(sigma, lambda_, curvature * sigma**2)  # kappa sigma^2/lambda
 
 
 def observable_scale(X: Any, y: Any, beta: Any, *, intercept: bool) -> LogisticScale:
@@ -155,7 +206,17 @@ def observable_scale(X: Any, y: Any, beta: Any, *, intercept: bool) -> LogisticS
     X, y, beta
         See `sloe`.
     intercept : bool
-        Whether one column of X is the intercept, which does not count in kappa.
+        Whether one column of X is the intercept, which does not count in kappa. It
+        must agree with X: a constant column is an intercept.
+
+    Raises
+    ------
+    TypeError
+        If `intercept` is not a boolean.
+    ValueError
+        If it does not agree with X, or no covariate is left beside it.
+    ConvergenceError, SeparationError, DataError
+        See `sloe`.
 
     References
     ----------
@@ -172,9 +233,23 @@ def observable_scale(X: Any, y: Any, beta: Any, *, intercept: bool) -> LogisticS
     >>> scale.lrt_factor > 1
     True
     """
+    if not isinstance(intercept, bool | np.bool_):
+        raise TypeError(
+            f"`intercept` is {intercept!r}; say whether X has a constant column, True "
+            "or False, not which one it is."
+        )
     fit = _fit_terms(X, y, beta)
     n, p = np.shape(X)
-    return _scale_of(fit, (p - int(intercept)) / n)
+    place = constant_column(as_float(X, "X", ndim=2))
+    if (place is not None) != bool(intercept):
+        found = "none" if place is None else f"column {place}"
+        raise ValueError(
+            f"`intercept` is {intercept}, but the constant columns of X are: {found}. "
+            "A constant column is an intercept, and does not count in kappa."
+        )
+    kappa = (p - int(intercept)) / n
+    check_aspect(kappa)
+    return _scale_of(fit, kappa)
 
 
 def precision_multipliers(X: Any, columns: Any = None) -> Vector:
@@ -192,25 +267,40 @@ def precision_multipliers(X: Any, columns: Any = None) -> Vector:
     Raises
     ------
     ValueError
-        If p >= n, where the precision cannot be estimated this way.
+        If p >= n, where the precision cannot be estimated this way, or a column that
+        is asked for does not exist.
+    IdentificationError
+        If columns of X are dependent.
+    DataError
+        If X is not a finite matrix.
 
     Examples
     --------
     >>> precision_multipliers(np.array([[1.0], [-1.0], [1.0], [-1.0], [1.0]]))
     array([0.89442719])
     """
-    design = as_float(X, "X", ndim=2)
+    design = check_finite(as_float(X, "X", ndim=2), "X")
     n, p = design.shape
     if p >= n:
         raise ValueError(
             f"`X` has {p} columns for {n} rows; the precision of the covariates needs "
             "p < n. Give it from knowledge or from unlabelled data."
         )
-    r_factor = np.linalg.qr(design, mode="r")
-    inverse = linalg.solve_triangular(r_factor, np.eye(p))
-    diagonal = np.sum(inverse**2, axis=1)
     chosen = np.arange(p) if columns is None else np.asarray(columns)
-    multipliers: Vector = np.sqrt((n - p) * diagonal[chosen])
+    is_index = chosen.dtype.kind in "iu" or chosen.size == 0
+    if not (is_index and chosen.ndim == 1 and ((chosen >= 0) & (chosen < p)).all()):
+        raise ValueError(f"`columns` is {columns!r}; give integers in 0..{p - 1}.")
+    norms = np.linalg.norm(design, axis=0)
+    units = np.where(norms > 0, norms, 1.0)
+    _, r_factor = np.linalg.qr(design / units)
+    if _is_singular(r_factor, p):
+        raise IdentificationError(
+            "`X` has dependent columns, of which no precision exists. Drop them; "
+            "`rank_report(X.T @ X)` names them."
+        )
+    inverse = linalg.solve_triangular(r_factor, np.eye(p))
+    diagonal = np.sum(inverse**2, axis=1) / units**2
+    multipliers: Vector = np.sqrt((n - p) * diagonal[chosen.astype(np.intp)])
     return multipliers
 
 
@@ -293,7 +383,7 @@ def adjusted_logistic(
     beta : (p,) array
         Maximum-likelihood estimate.
     intercept : int, optional
-        Column of X that is constant.
+        Column of X that is constant, counted from 0.
 
     Raises
     ------
@@ -301,7 +391,12 @@ def adjusted_logistic(
         If beta is not the maximum-likelihood estimate, or the system has no
         solution.
     SeparationError
-        If the estimate does not exist.
+        If the estimate does not exist, in these data or in the limit (p/n at or beyond
+        the existence frontier).
+    ValueError
+        If `intercept` is not the constant column of X, or missing where there is one.
+    DataError
+        If an array is not finite, y not binary, or shapes do not fit.
 
     References
     ----------
@@ -324,6 +419,7 @@ def adjusted_logistic(
     """
     fit = _fit_terms(X, y, beta)
     n, p = np.shape(X)
+    _check_intercept(as_float(X, "X", ndim=2), intercept)
     columns = np.array([j for j in range(p) if j != intercept], dtype=np.intp)
     kappa = len(columns) / n
     check_aspect(kappa)
@@ -350,6 +446,22 @@ def adjusted_logistic(
     )
 
 
+def _check_intercept(design: Matrix, intercept: int | None) -> None:
+    """Raise unless intercept is the constant column of the design, or both are none."""
+    place = constant_column(design)
+    is_index = isinstance(intercept, int | np.integer) and not isinstance(
+        intercept, bool
+    )
+    if intercept is None if place is None else is_index and intercept == place:
+        return
+    found = "X has no constant column" if place is None else f"that of X is {place}"
+    cure = "None" if place is None else f"intercept={place}"
+    raise ValueError(
+        f"`intercept` is {intercept!r}; it is the number of the constant column, and "
+        f"{found}. Pass {cure}."
+    )
+
+
 def rescaled_lrt(statistic: float, factor: float, df: int = 1) -> tuple[float, float]:
     r"""Return a likelihood-ratio statistic divided by its inflation, and its p-value.
 
@@ -366,7 +478,8 @@ def rescaled_lrt(statistic: float, factor: float, df: int = 1) -> tuple[float, f
     Raises
     ------
     ValueError
-        If the factor is not positive, the statistic negative, or df not positive.
+        If the factor is not positive, the statistic negative, one of them not finite,
+        or df not a positive integer.
 
     References
     ----------
@@ -378,10 +491,14 @@ def rescaled_lrt(statistic: float, factor: float, df: int = 1) -> tuple[float, f
     >>> round(value, 2), round(p, 3)
     (3.3, 0.069)
     """
-    if not (factor > 0 and statistic >= 0 and df >= 1):
+    counts = isinstance(df, int | np.integer) and not isinstance(df, bool) and df >= 1
+    if not (np.isfinite([factor, statistic]).all() and factor > 0 and statistic >= 0):
+        counts = False
+    if not counts:
         raise ValueError(
             f"`statistic` is {statistic}, `factor` {factor}, `df` {df}; they must be "
-            ">= 0, > 0 and >= 1."
+            "finite and >= 0, finite and > 0, and an integer >= 1. A ratio that is "
+            "infinite or negative is that of a fit that was not found (`separation`)."
         )
     value = statistic / factor
     return value, float(stats.chi2.sf(value, df))

@@ -8,7 +8,8 @@ from scipy import stats
 
 from eestim._arrays import Matrix, Vector, as_float, check_finite
 from eestim.asymptotics.estimable import functional_covariance
-from eestim.asymptotics.rank import rank_report
+from eestim.asymptotics.rank import RankReport, rank_report
+from eestim.errors import IdentificationError, InferenceError
 
 __all__ = [
     "RankWald",
@@ -19,6 +20,9 @@ __all__ = [
 ]
 
 _CONSISTENT = 1e-6  # share of a hypothesis outside the range of its covariance
+_ROUNDING = 1e-8  # of a covariance that is symmetric and positive semidefinite
+_NEAREST = 1e-10  # of theta, along what is free: the accuracy of a nearest root
+_TANGENT = 1e-2  # standard errors by which a bent orbit may shift the statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,26 @@ class RootInvariance:
     se_spread: float
 
 
-def _rank_quadratic(difference: Vector, covariance: Matrix, argument: str) -> RankWald:
-    """Return d' C^- d on rank(C) degrees of freedom, C a covariance."""
-    report = rank_report(covariance)
+def _rank_of_covariance(covariance: Matrix, rank: int | None = None) -> RankReport:
+    """Return the rank report of a covariance, or raise where it leaves df open."""
+    report = rank_report(covariance, rank=rank)
+    if report.is_ambiguous:
+        ranks = ", ".join(str(cut.rank) for cut in report.cuts)
+        raise IdentificationError(
+            f"the covariance of the hypothesis has an ambiguous rank ({ranks}: no gap "
+            "of 1000 around the cut), and degrees of freedom and statistic depend on "
+            "it. Drop nearly dependent rows, or compute it with more digits."
+        )
+    if report.rank == 0:
+        raise InferenceError(
+            "the covariance of the hypothesis is zero: the fit interpolates, or the "
+            "hypothesis restricts nothing that is identified. There is no test."
+        )
+    return report
+
+
+def _rank_quadratic(difference: Vector, argument: str, report: RankReport) -> RankWald:
+    """Return d' C^- d on rank(C) degrees of freedom, of the report of a covariance."""
     svd = report.decomposition
     kept = svd.right[:, : report.rank]
     # pseudo-inverse of the scaled covariance; d is scaled by the rows alike
@@ -62,7 +83,7 @@ def _rank_quadratic(difference: Vector, covariance: Matrix, argument: str) -> Ra
     )
     statistic = float(difference @ (solution * svd.columns))
     return RankWald(
-        statistic, report.rank, float(stats.chi2.sf(statistic, max(report.rank, 1)))
+        statistic, report.rank, float(stats.chi2.sf(statistic, report.rank))
     )
 
 
@@ -86,9 +107,11 @@ def estimable_wald(
     Raises
     ------
     IdentificationError
-        If a row of R is not estimable.
+        If a row of R is not estimable, or whether rows are dependent is not clear.
     ValueError
         If dependent rows have contradictory right-hand sides.
+    DataError
+        If an argument is not finite.
 
     Examples
     --------
@@ -100,21 +123,33 @@ def estimable_wald(
     """
     found = functional_covariance(A, M, R, n_units, **options)
     vector = np.atleast_1d(as_float(difference, "difference"))
+    check_finite(vector, "difference")
     if vector.shape != found.se.shape:
         raise ValueError(
             f"`difference` has shape {vector.shape}; R has {len(found.se)} rows."
         )
-    return _rank_quadratic(vector, found.covariance, "difference")
+    report = _rank_of_covariance(found.covariance)
+    return _rank_quadratic(vector, "difference", report)
 
 
-def point_wald(theta: Any, theta_0: Any, covariance: Any) -> RankWald:
+def point_wald(
+    theta: Any,
+    theta_0: Any,
+    covariance: Any,
+    *,
+    rank: int | None = None,
+    flat: bool = False,
+) -> RankWald:
     r"""Test a point modulo the directions that are not identified.
 
     .. math:: W = (\hat\theta-\theta_0)' V^{+} (\hat\theta-\theta_0)
        \sim \chi^2_{\operatorname{rank} V}
 
-    with :math:`\hat\theta` the sample root nearest to :math:`\theta_0`: other roots
-    of the same orbit have a part along it, which the covariance cannot judge.
+    with :math:`\hat\theta` the sample root nearest to :math:`\theta_0`: the
+    difference is then orthogonal to the orbit of roots. Another root of a bent orbit
+    gives another statistic, however true the hypothesis; it is refused where the part
+    of the difference along the free directions could shift the root of W by a
+    hundredth, the orbit bending with a radius of the size of theta.
 
     Parameters
     ----------
@@ -122,6 +157,23 @@ def point_wald(theta: Any, theta_0: Any, covariance: Any) -> RankWald:
         The nearest root and the hypothesis.
     covariance : (P, P) array
         Covariance of the root, 1/n included, possibly singular.
+    rank : int, optional
+        Rank of the covariance, where its numbers leave it open.
+    flat : bool
+        The free directions are the same at every root, as those of redundant linear
+        parameters: then any root serves.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, theta is not the nearest root, or the covariance is not
+        symmetric and positive semidefinite.
+    IdentificationError
+        If the rank of the covariance is not clear.
+    InferenceError
+        If the covariance is zero.
+    DataError
+        If an argument is not finite.
 
     Examples
     --------
@@ -130,14 +182,51 @@ def point_wald(theta: Any, theta_0: Any, covariance: Any) -> RankWald:
     (1, 9.0)
     """
     matrix = check_finite(as_float(covariance, "covariance", ndim=2), "covariance")
-    difference = as_float(theta, "theta", ndim=1) - as_float(theta_0, "theta_0", ndim=1)
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    tolerance = 10 * len(matrix) * np.finfo(float).eps * max(values[-1], 0.0)
-    kept = values > tolerance
-    rank = int(kept.sum())
-    coordinates = vectors[:, kept].T @ difference
-    statistic = float(np.sum(coordinates**2 / values[kept]))
-    return RankWald(statistic, rank, float(stats.chi2.sf(statistic, max(rank, 1))))
+    root = check_finite(as_float(theta, "theta", ndim=1), "theta")
+    point = check_finite(as_float(theta_0, "theta_0", ndim=1), "theta_0")
+    p = len(root)
+    if point.shape != (p,) or matrix.shape != (p, p) or p == 0:
+        raise ValueError(
+            f"`theta` is {root.shape}, `theta_0` {point.shape}, `covariance` "
+            f"{matrix.shape}; give P, P and P by P numbers."
+        )
+    _check_covariance(matrix)
+    matrix = (matrix + matrix.T) / 2
+    report = _rank_of_covariance(matrix, rank)
+    free = report.null_space
+    difference = root - point
+    along = free @ (free.T @ difference)
+    if not flat and report.rank < p:
+        size = max(float(np.linalg.norm(root)), float(np.linalg.norm(point)))
+        least = max(float(np.linalg.eigvalsh(matrix)[p - report.rank]), 0.0)
+        _check_nearest(float(np.linalg.norm(along)), size, float(np.sqrt(least)))
+    return _rank_quadratic(difference - along, "theta", report)
+
+
+def _check_covariance(matrix: Matrix) -> None:
+    """Raise unless a matrix is symmetric and positive semidefinite, free of units."""
+    diagonal = np.diag(matrix)
+    scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    scaled = scale[:, None] * matrix * scale
+    gap = float(np.abs(scaled - scaled.T).max())
+    least = float(np.linalg.eigvalsh((scaled + scaled.T) / 2)[0])
+    if gap > _ROUNDING or least < -_ROUNDING or (diagonal < 0).any():
+        raise ValueError(
+            "`covariance` is not symmetric and positive semidefinite (asymmetry "
+            f"{gap:.1e}, least eigenvalue {least:.1e} after scaling); give that of an "
+            "estimate, A^-1 M A^-T / n."
+        )
+
+
+def _check_nearest(along: float, size: float, least: float) -> None:
+    """Raise if a part along a bent orbit shifts the difference by much of its error."""
+    if along**2 > _TANGENT * size * least + (_NEAREST * size) ** 2:
+        raise ValueError(
+            f"`theta` is not the root nearest to `theta_0`: {along:.3g} of their "
+            "difference lies along directions that are free. Move along the roots to "
+            "the nearest one, or pass flat=True if the free directions are the same at "
+            "every root."
+        )
 
 
 def root_invariance(
@@ -160,15 +249,21 @@ def root_invariance(
     Raises
     ------
     ValueError
-        With fewer than three roots, or a standard error that is not positive.
+        With fewer than three roots, a standard error that is not positive, or an
+        `rtol` that is negative or not finite.
+    DataError
+        If a value is not finite.
 
     Examples
     --------
     >>> root_invariance([1.0, 1.0, 1.0], [0.1, 0.1, 0.2]).status
     'se varies (root-dependent)'
     """
-    h = as_float(values, "values", ndim=1)
+    h = check_finite(as_float(values, "values", ndim=1), "values")
     se = as_float(standard_errors, "standard_errors", ndim=1)
+    check_finite(se, "standard_errors")
+    if not (np.isfinite(rtol) and rtol >= 0):
+        raise ValueError(f"`rtol` is {rtol}; give a finite number >= 0.")
     if len(h) < 3 or h.shape != se.shape:
         raise ValueError(
             f"`values` has {len(h)} and `standard_errors` {len(se)} entries; give "

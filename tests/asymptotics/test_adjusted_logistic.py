@@ -177,7 +177,7 @@ def test_likelihood_ratio_is_divided_by_the_factor():
 
 def test_fit_that_is_not_the_estimate_is_refused(fitted):
     X, y, _, beta = fitted
-    with pytest.raises(ConvergenceError, match="score is"):
+    with pytest.raises(ConvergenceError, match="Newton step"):
         adjusted_logistic(X, y, beta * 1.01)
 
 

@@ -310,7 +310,7 @@ def test_wald_counts_the_rank_not_the_rows(seed):
 
 def test_point_wald_ignores_the_orbit():
     V = np.diag([0.04, 0.01, 0.0])
-    test = point_wald([0.2, 0.1, 5.0], [0.0, 0.0, 0.0], V)
+    test = point_wald([0.2, 0.1, 5.0], [0.0, 0.0, 0.0], V, flat=True)
     assert (test.df, test.statistic) == (2, pytest.approx(2.0, rel=EXACT))
 
 
