@@ -30,6 +30,11 @@ from eestim.diagnostics.plots import (
     plot_residual_path,
     plot_spectrum,
 )
+from eestim.diagnostics.random_scaling import (
+    RandomScalingTest,
+    random_scaling_critical,
+    random_scaling_tail,
+)
 from eestim.diagnostics.rate import (
     RateCurve,
     rate_check,
@@ -65,6 +70,7 @@ __all__ = [
     "RANDOM_SCALING",
     "Findings",
     "PathAverage",
+    "RandomScalingTest",
     "RateCurve",
     "batch_means",
     "complex_step_sensitivity",
@@ -88,6 +94,8 @@ __all__ = [
     "plot_residual_path",
     "plot_spectrum",
     "plug_in",
+    "random_scaling_critical",
+    "random_scaling_tail",
     "range_check",
     "rank_check",
     "rank_of",

@@ -280,7 +280,9 @@ def test_short_paths_and_odd_levels_are_refused():
     with pytest.raises(InferenceError, match="100"):
         path.interval()
     with pytest.raises(ValueError, match="level"):
-        path.interval(0.5)
+        path.interval(1.5)
+    with pytest.raises(InferenceError, match="100"):
+        path.wald([1.0])
 
 
 def test_diagnose_runs_what_applies_and_says_what_does_not(rng):
