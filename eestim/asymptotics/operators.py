@@ -28,6 +28,8 @@ __all__ = [
 _ESTIMABLE = 1e-6
 _STOPPED_EARLY = 7
 _LARGEST_SHOWN = 3
+_MANY = 10_000_000  # parameters: 80 MB a vector in double precision
+_COARSEST = 1e-6  # relative accuracy asked of MINRES in single precision
 _FINEST = 1e-16  # relative accuracy that MINRES is asked for
 _SYMMETRIC = 1e-4  # asymmetry that rounding in single precision explains
 
@@ -199,6 +201,10 @@ def _symmetric_solution(
     SciPy stops relative to the size of A and y, which is looser than relative to g
     where A is ill-conditioned: the residual is made afresh and, where it is too
     large, solved for again. What is left of an inconsistent system is returned.
+
+    The eight vectors of a MINRES step are in single precision where p is so large
+    that they would fill a memory (`_MANY`): residuals are made in double, so the
+    rounds refine what single precision leaves.
     """
     q, p = operator.shape
     if q != p or not (row_scale is None or np.array_equal(row_scale, scale)):
@@ -206,29 +212,38 @@ def _symmetric_solution(
             f"`solver` is 'minres' for A of shape {operator.shape}; it needs a square "
             "symmetric A, rows scaled as columns. Use 'lsmr'."
         )
-    scaled = LinearOperator(
-        (p, p), matvec=lambda y: scale * operator.matvec(scale * y), dtype=np.float64
-    )
+    kind: type[np.floating[Any]] = np.float64 if p < _MANY else np.float32
+    coarsest = 0.0 if p < _MANY else _COARSEST
+
+    def product(y: Vector) -> Vector:
+        found: Vector = operator.matvec(scale * y)
+        return (scale * found).astype(kind, copy=False)
+
+    scaled = LinearOperator((p, p), matvec=product, dtype=kind)
     taken = 0
 
     def count(_: Vector) -> None:
         nonlocal taken
         taken += 1
 
-    right = scale * g
-    residual, y = right, np.zeros(p)
-    size = float(np.linalg.norm(right))
+    residual, y = scale * g, np.zeros(p)
+    size = float(np.linalg.norm(residual))
     relative, finer = 1.0, 0.1 * tolerance
     while relative > tolerance and finer > _FINEST and taken < limit:
         step, _ = minres(
-            scaled, residual, rtol=finer, maxiter=limit - taken, callback=count
+            scaled,
+            residual.astype(kind, copy=False),
+            rtol=max(finer, coarsest),
+            maxiter=limit - taken,
+            callback=count,
         )
-        left = right - scale * operator.rmatvec(scale * (y + step))  # A', to be sure
+        there = y + step
+        left = scale * (g - operator.rmatvec(scale * there))  # A', to be sure
         before, relative = relative, float(np.linalg.norm(left)) / size
         if relative > before:
             relative = before
             break
-        y, residual = y + step, left
+        y, residual = there, left
         finer *= 1.0 if relative < 0.5 * before else 0.01
     if relative > tolerance:
         _refuse_asymmetric(operator, p)

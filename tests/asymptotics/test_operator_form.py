@@ -168,6 +168,28 @@ def test_minres_solves_symmetric_systems_to_the_tolerance_asked(sign):
     np.testing.assert_allclose(A @ balanced.coefficients, g, rtol=0, atol=1e-8)
 
 
+def test_single_precision_steps_are_refined_to_the_tolerance_asked(monkeypatch):
+    """Where p is large MINRES steps in float32; residuals in float64 mend the rest."""
+    monkeypatch.setattr("eestim.asymptotics.operators._MANY", 10)
+    rng = np.random.default_rng(3)
+    A = rng.standard_normal((30, 30))
+    A = A @ A.T / 30 + np.eye(30)
+    g = rng.standard_normal(30)
+    scale = 1 / np.sqrt(np.diag(A))
+    found = solve_adjoint(
+        as_operator(A),
+        g,
+        tolerance=1e-11,
+        solver="minres",
+        column_scale=scale,
+        row_scale=scale,
+    )
+    np.testing.assert_allclose(found.coefficients, np.linalg.solve(A, g), rtol=1e-9)
+    single = np.linalg.solve(A.astype(np.float32), g.astype(np.float32))
+    assert np.abs(single - found.coefficients).max() > 1e-9  # without, it would not do
+    assert found.n_iterations > 8
+
+
 def test_minres_takes_fewer_products_than_lsmr():
     rng = np.random.default_rng(6)
     basis = np.linalg.qr(rng.standard_normal((200, 200)))[0]
