@@ -40,14 +40,14 @@ FULL = Sizes(
     modules=None,
     documents=8,
     left_out=20,
-    characters=300,
-    pretrain_steps=40,
-    steps=40,
+    characters=240,
+    pretrain_steps=24,
+    steps=24,
     passes=4,
     predict_draws=4,
     rank=16,
     rate=2e-5,
-    start=0.2,
+    start=0.1,
 )
 MEASURES = (
     "bits per byte",
@@ -70,24 +70,25 @@ def load(folder: Path | None, sizes: Sizes) -> tuple[Any, Any]:
 
 def methods(run: Run, pretrained: Any) -> Iterator[tuple[str, Any]]:
     """Train one method after another; yield its name and what predicts."""
-    brier, plain = Brier(), NoiseAveraged()
+    plain, brier = NoiseAveraged(), Brier()
     split = Split(base=plain, perturbation=brier)
-    width = run.sizes.width
-    base = run.model()
+
+    def fixed_noise(size: float) -> Any:
+        noise = fixed(run.noise(size, rank=run.sizes.width))
+        return run.fit(run.model(noise), plain, 1, f"fixed {size:g}")
+
     yield "pretrained", LatentPrefixLM(pretrained, None, run.tokenizer)
-    yield "base, surprise temperature", tempered(run, base, "base")
-    continued = run.fit(run.model(), plain, 1, "continued")
-    yield "continued training", continued
-    for size in (0.1, 0.2):
-        noise = fixed(run.noise(size, rank=width))
-        yield f"fixed {size:g}", run.fit(run.model(noise), plain, 1, f"fixed {size:g}")
+    yield "base, surprise temperature", tempered(run, run.model(), "base")
+    yield "continued training", run.fit(run.model(), plain, 1, "continued")
+    yield "fixed 0.1", fixed_noise(0.1)
+    gated = surprise(run)
+    yield "surprise", gated
+    yield "surprise, surprise temperature", tempered(run, gated, "surprise")
+    yield "fixed 0.2", fixed_noise(0.2)
     yield "split", run.fit(run.model(run.noise(0.1)), split, 4, "split")
     frozen = run.model(run.noise(0.1))
     frozen.base.requires_grad_(False)
     yield "Brier, base frozen", run.fit(frozen, brier, 4, "Brier, base frozen")
-    gated = surprise(run)
-    yield "surprise", gated
-    yield "surprise, surprise temperature", tempered(run, gated, "surprise")
 
 
 def scored(run: Run, pretrained: Any) -> pd.DataFrame:
