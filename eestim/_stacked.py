@@ -24,7 +24,13 @@ from eestim.equations import Parameters, column_of, require, sum_by_code
 from eestim.errors import ConvergenceError, DataError, InterpolationError
 from eestim.moments import Moments, moments_of
 from eestim.roots import Root, solve
-from eestim.weights import Frequency, Importance, effective_size
+from eestim.weights import (
+    Frequency,
+    combined_weights,
+    count_units,
+    effective_count,
+    weighted_rows,
+)
 
 __all__ = ["Block", "EquationBlock", "FunctionBlock", "Places", "StackedEquation"]
 
@@ -126,18 +132,14 @@ class StackedEquation:
     @property
     def n_units(self) -> int:
         """Number of independent units, n."""
-        if self.unit_codes is not None:
-            return int(self.unit_codes.max()) + 1
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            return int(self.row_weights.sum())
-        return self.n_rows
+        return count_units(
+            self.n_rows, self.row_weights, self.weight_kind, self.unit_codes
+        )
 
     @property
     def n_effective(self) -> float:
         """Kish's effective n under importance weights, else n."""
-        if self.weight_kind is Importance and self.row_weights is not None:
-            return effective_size(self.row_weights)
-        return float(self.n_units)
+        return effective_count(self.n_units, self.row_weights, self.weight_kind)
 
     @property
     def derivative_error(self) -> float:
@@ -160,16 +162,11 @@ class StackedEquation:
         return np.concatenate(parts, axis=1)
 
     def _weighted(self, rows: Matrix) -> Matrix:
-        if self.row_weights is None:
-            return rows
-        return rows * self.row_weights.reshape(-1, *[1] * (rows.ndim - 1))
+        return weighted_rows(rows, self.row_weights, None)
 
     def psi_rows(self, theta: Vector) -> Matrix:
         """Return contributions before rows are summed within units."""
-        rows = self._raw_rows(theta)
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            return np.repeat(rows, self.row_weights.astype(int), axis=0)
-        return self._weighted(rows)
+        return weighted_rows(self._raw_rows(theta), self.row_weights, self.weight_kind)
 
     def psi(self, theta: Vector) -> Matrix:
         """Return the contributions of the units, (n, p)."""
@@ -246,11 +243,9 @@ class StackedEquation:
                     "Use HC(0), HC(1), Clustered or a bootstrap.",
                 )
                 slopes[:, block.where, block.where] = capability(theta[block.where])
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            return np.repeat(slopes, self.row_weights.astype(int), axis=0)
-        slopes = self._weighted(slopes)
         if self.unit_codes is None:
-            return slopes
+            return weighted_rows(slopes, self.row_weights, self.weight_kind)
+        slopes = self._weighted(slopes)
         flat = slopes.reshape(self.n_rows, p * p)
         return sum_by_code(flat, self.unit_codes, self.n_units).reshape(-1, p, p)
 
@@ -277,14 +272,12 @@ class StackedEquation:
         weights : (n,) array
             One nonnegative weight for each unit.
         """
-        per_row = weights if self.unit_codes is None else weights[self.unit_codes]
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            edges = np.concatenate([[0], np.cumsum(self.row_weights.astype(int))])
-            totals = np.concatenate([[0.0], np.cumsum(per_row)])
-            per_row = totals[edges[1:]] - totals[edges[:-1]]
-        elif self.row_weights is not None:
-            per_row = per_row * self.row_weights
-        return replace(self, row_weights=per_row, weight_kind=None)
+        if self.unit_codes is None:
+            combined = combined_weights(weights, self.row_weights, self.weight_kind)
+        else:  # one weight a row of the table, whatever its frequency
+            per_row = weights[self.unit_codes]
+            combined = combined_weights(per_row, self.row_weights, None)
+        return replace(self, row_weights=combined, weight_kind=None)
 
     # ----------------------------------------------------------------- solving
 

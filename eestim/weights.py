@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from eestim._arrays import Vector, as_float, check_finite, show_rows
+from eestim._arrays import IntVector, Matrix, Vector, as_float, check_finite, show_rows
 from eestim.errors import DataError
 
 __all__ = [
@@ -15,7 +15,12 @@ __all__ = [
     "Weights",
     "aligned_weights",
     "block_weights",
+    "combined_weights",
+    "count_units",
+    "effective_count",
+    "effective_size",
     "weight_column",
+    "weighted_rows",
 ]
 
 
@@ -149,3 +154,92 @@ def effective_size(values: Vector) -> float:
     2.6666666666666665
     """
     return float(values.sum() ** 2 / np.square(values).sum())
+
+
+def count_units(
+    n_rows: int,
+    values: Vector | None,
+    kind: type | None,
+    codes: IntVector | None = None,
+) -> int:
+    """Return the number of independent units: groups, the sum of frequencies, or rows.
+
+    Parameters
+    ----------
+    n_rows : int
+    values : (n_rows,) array or None
+        Weights of the rows.
+    kind : type or None
+        What they mean, one of `Weights`; None where they multiply rows.
+    codes : (n_rows,) integer array, optional
+        The group of each row, 0 .. G - 1.
+
+    Examples
+    --------
+    >>> count_units(3, np.array([1.0, 0.0, 4.0]), Frequency)
+    5
+    """
+    if codes is not None:
+        return int(codes.max()) + 1
+    if kind is Frequency and values is not None:
+        return int(values.sum())
+    return n_rows
+
+
+def effective_count(n_units: int, values: Vector | None, kind: type | None) -> float:
+    """Return Kish's effective n under importance weights, else n."""
+    if kind is Importance and values is not None:
+        return effective_size(values)
+    return float(n_units)
+
+
+def weighted_rows(rows: Matrix, values: Vector | None, kind: type | None) -> Matrix:
+    """Apply the weights: frequencies repeat a row, others multiply it.
+
+    Parameters
+    ----------
+    rows : (n_rows, ...) array
+    values, kind
+        As for `count_units`.
+
+    Examples
+    --------
+    >>> weighted_rows(np.array([1.0, 3.0]), np.array([2.0, 1.0]), Frequency)
+    array([1., 1., 3.])
+    >>> weighted_rows(np.array([1.0, 3.0]), np.array([2.0, 1.0]), Sampling)
+    array([2., 3.])
+    """
+    if values is None:
+        return rows
+    if kind is Frequency:
+        return np.repeat(rows, values.astype(int), axis=0)
+    return rows * values.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def combined_weights(
+    weights: Vector, values: Vector | None, kind: type | None
+) -> Vector:
+    """Return weights of rows whose units are weighted once more, as a refit needs.
+
+    Parameters
+    ----------
+    weights : (n,) array
+        One for each unit: for a row of frequency m they are m in a row, of which the
+        row gets the sum.
+    values, kind
+        As for `count_units`.
+
+    Examples
+    --------
+    >>> units = np.array([1.0, 0.0, 2.0])
+    >>> combined_weights(units, np.array([2.0, 1.0]), Frequency)
+    array([1., 2.])
+    """
+    if values is None:
+        return weights
+    if kind is Frequency:
+        edges = np.concatenate([[0], np.cumsum(values.astype(int))])
+        totals = np.concatenate([[0.0], np.cumsum(weights)])
+        combined: Vector = totals[edges[1:]] - totals[edges[:-1]]
+        return combined
+    return weights * values

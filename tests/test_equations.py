@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cases import logistic, logistic_jacobian, table
-from tolerances import REFERENCE
+from tolerances import EXACT, REFERENCE
 
 import eestim as ee
 from eestim.errors import DataError
@@ -53,6 +53,22 @@ def test_frequencies_equal_the_rows_written_out(data):
     two = ee.estimate(ee.equation(logistic, long, [0, 0]))
     assert one.n_units == two.n_units
     np.testing.assert_allclose(one.spread.matrix, two.spread.matrix, rtol=REFERENCE)
+
+
+def test_frequencies_within_units_equal_the_rows_written_out(data):
+    counts, units = np.resize([1, 0, 1], len(data)), np.arange(len(data)) // 3
+    long = data.loc[data.index.repeat(counts)].reset_index(drop=True)
+    one = ee.equation(logistic, data, [0, 0], units=units, weights=ee.Frequency(counts))
+    two = ee.equation(logistic, long, [0, 0], units=units.repeat(counts))
+    theta = np.array([0.2, -0.4])
+    weights = np.random.default_rng(5).uniform(size=one.n_units)
+    assert one.n_units == two.n_units
+    np.testing.assert_allclose(one.psi(theta), two.psi(theta), atol=EXACT)
+    np.testing.assert_allclose(
+        one.reweighted(weights).psi(theta),
+        two.reweighted(weights).psi(theta),
+        atol=EXACT,
+    )
 
 
 def test_a_right_jacobian_gives_the_same_estimate(data):

@@ -436,6 +436,24 @@ def test_frequencies_equal_the_data_written_out(data):
     assert relative(counted.spread.matrix, whole.spread.matrix) < REFERENCE
 
 
+def test_frequencies_within_units_equal_the_data_written_out(data):
+    counts, units = np.tile([1, 0, 1], 40), np.arange(120) // 3
+    written = data.loc[data.index.repeat(counts)].reset_index(drop=True)
+    counted = simple(data, units=units, weights=ee.Frequency(counts))
+    whole = simple(written, units=units.repeat(counts))
+    theta = np.array([0.1, 0.3, 1.5])
+    weights = np.random.default_rng(5).uniform(size=40)
+    for one, two in (
+        (counted, whole),
+        (counted.reweighted(weights), whole.reweighted(weights)),
+    ):
+        assert one.n_units == two.n_units == 40
+        assert relative(one.psi(theta), two.psi(theta)) < EXACT
+        assert relative(one.sensitivity(theta), two.sensitivity(theta)) < REFERENCE
+        each, written_out = one.unit_sensitivity(theta), two.unit_sensitivity(theta)
+        assert relative(each, written_out) < REFERENCE
+
+
 def test_sampling_weights_have_no_scale_and_weight_every_block(data):
     one = ee.estimate(simple(data, weights=ee.Sampling("w")))
     two = ee.estimate(simple(data, weights=ee.Sampling(7.0 * data["w"])))

@@ -17,7 +17,13 @@ from eestim._linalg import equilibrated_factor
 from eestim.equations.columns import column_of, sum_by_code
 from eestim.equations.parameters import Blocks, Parameters
 from eestim.errors import DataError
-from eestim.weights import Frequency, Importance, effective_size
+from eestim.weights import (
+    Frequency,
+    combined_weights,
+    count_units,
+    effective_count,
+    weighted_rows,
+)
 
 __all__ = ["UserEquation", "check_first_call"]
 
@@ -49,18 +55,14 @@ class UserEquation:
     @property
     def n_units(self) -> int:
         """Number of independent units, n."""
-        if self.unit_codes is not None:
-            return int(self.unit_codes.max()) + 1
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            return int(self.row_weights.sum())
-        return self.n_rows
+        return count_units(
+            self.n_rows, self.row_weights, self.weight_kind, self.unit_codes
+        )
 
     @property
     def n_effective(self) -> float:
         """Kish's effective n under importance weights, else n."""
-        if self.weight_kind is Importance and self.row_weights is not None:
-            return effective_size(self.row_weights)
-        return float(self.n_units)
+        return effective_count(self.n_units, self.row_weights, self.weight_kind)
 
     @property
     def start(self) -> Vector:
@@ -87,12 +89,7 @@ class UserEquation:
 
     def psi_rows(self, theta: Vector) -> Matrix:
         """Return contributions before rows are summed within units."""
-        rows = self._raw_rows(theta)
-        if self.row_weights is None:
-            return rows
-        if self.weight_kind is Frequency:
-            return np.repeat(rows, self.row_weights.astype(int), axis=0)
-        return rows * self.row_weights[:, None]
+        return weighted_rows(self._raw_rows(theta), self.row_weights, self.weight_kind)
 
     def psi(self, theta: Vector) -> Matrix:
         """Return the contributions of the units, (n, q)."""
@@ -184,16 +181,11 @@ class UserEquation:
         weights : (n,) array
             One nonnegative weight for each unit.
         """
-        per_row = weights if self.unit_codes is None else weights[self.unit_codes]
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            counts = self.row_weights.astype(int)
-            edges = np.concatenate([[0], np.cumsum(counts)])
-            totals = np.concatenate([[0.0], np.cumsum(per_row)])
-            combined = totals[edges[1:]] - totals[edges[:-1]]
-        elif self.row_weights is not None:
-            combined = per_row * self.row_weights
-        else:
-            combined = per_row
+        if self.unit_codes is None:
+            combined = combined_weights(weights, self.row_weights, self.weight_kind)
+        else:  # one weight a row of the table, whatever its frequency
+            per_row = weights[self.unit_codes]
+            combined = combined_weights(per_row, self.row_weights, None)
         made = replace(self, row_weights=combined, weight_kind=None, derivative=None)
         made._steps.update(self._steps)  # steps that suit psi suit it reweighted
         return made

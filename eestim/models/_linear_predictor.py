@@ -10,7 +10,7 @@ from eestim._arrays import Matrix, Vector, as_float, check_finite
 from eestim.equations import column_of
 from eestim.models.basic import mean
 from eestim.models.linear import GeneralizedLinear, Prediction, ols
-from eestim.weights import Frequency, Weights
+from eestim.weights import Weights, weighted_rows
 
 __all__ = ["LinearPredictor", "linear_predictor_of"]
 
@@ -103,12 +103,7 @@ class LinearPredictor:
 
     def expanded(self, rows: Matrix) -> Matrix:
         """Apply the weights: frequencies repeat a row, others multiply it."""
-        given = self.linear.row_weights
-        if given is None:
-            return rows
-        if self.linear.weight_kind is Frequency:
-            return np.repeat(rows, given.astype(int), axis=0)
-        return rows * given.reshape(-1, *[1] * (rows.ndim - 1))
+        return weighted_rows(rows, self.linear.row_weights, self.linear.weight_kind)
 
 
 def linear_predictor_of(

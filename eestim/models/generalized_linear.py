@@ -26,7 +26,13 @@ from eestim.models.families import Family, Link
 from eestim.models.separation import check_separation
 from eestim.moments import Moments
 from eestim.roots import Root
-from eestim.weights import Frequency, Importance, effective_size
+from eestim.weights import (
+    Frequency,
+    combined_weights,
+    count_units,
+    effective_count,
+    weighted_rows,
+)
 
 __all__ = ["GeneralizedLinear"]
 
@@ -88,16 +94,12 @@ class GeneralizedLinear:
     @property
     def n_units(self) -> int:
         """Number of independent units: rows, or the sum of frequencies."""
-        if self.weight_kind is Frequency and self.row_weights is not None:
-            return int(self.row_weights.sum())
-        return len(self.response)
+        return count_units(len(self.response), self.row_weights, self.weight_kind)
 
     @property
     def n_effective(self) -> float:
         """Kish's effective n under importance weights, else n."""
-        if self.weight_kind is Importance and self.row_weights is not None:
-            return effective_size(self.row_weights)
-        return float(self.n_units)
+        return effective_count(self.n_units, self.row_weights, self.weight_kind)
 
     @property
     def is_canonical(self) -> bool:
@@ -171,13 +173,7 @@ class GeneralizedLinear:
 
     def _expanded(self, rows: Matrix) -> Matrix:
         """Apply the weights: frequencies repeat a row, others multiply it."""
-        if self.row_weights is None:
-            return rows
-        if self.weight_kind is Frequency:
-            return np.repeat(rows, self.row_weights.astype(int), axis=0)
-        return rows * (
-            self.row_weights if rows.ndim == 1 else self.row_weights[:, None]
-        )
+        return weighted_rows(rows, self.row_weights, self.weight_kind)
 
     def sensitivity(self, theta: Vector) -> Matrix:
         """Return A, minus the mean derivative of psi (observed), (p, p)."""
@@ -259,13 +255,7 @@ class GeneralizedLinear:
 
     def reweighted(self, weights: Vector) -> "GeneralizedLinear":
         """Return the equation with its units weighted, for refitting bootstraps."""
-        current = self.row_weights
-        if self.weight_kind is Frequency and current is not None:
-            edges = np.concatenate([[0], np.cumsum(current.astype(int))])
-            totals = np.concatenate([[0.0], np.cumsum(weights)])
-            combined = totals[edges[1:]] - totals[edges[:-1]]
-        else:
-            combined = weights if current is None else weights * current
+        combined = combined_weights(weights, self.row_weights, self.weight_kind)
         return replace(self, row_weights=combined, weight_kind=None)
 
     def reweighted_roots(
