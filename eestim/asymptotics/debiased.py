@@ -18,6 +18,10 @@ __all__ = [
     "df_debiased",
 ]
 
+_ROUNDING = 1e-8  # relative asymmetry of a covariance
+_OFF_CENTRE = 6.0  # standard errors of a column mean, for rows of mean zero
+_EXACT_FIT = 1e-12  # residual beside the size of fit and residual
+
 
 @dataclass(frozen=True, slots=True)
 class AdjustedCoefficients:
@@ -47,6 +51,9 @@ def _precision_of(covariance: Any, p: int) -> Matrix:
     matrix = check_finite(as_float(covariance, "covariance", ndim=2), "covariance")
     if matrix.shape != (p, p):
         raise ValueError(f"`covariance` has shape {matrix.shape}; expected ({p}, {p}).")
+    spread = np.sqrt(np.abs(np.diag(matrix)))
+    if (np.abs(matrix - matrix.T) > _ROUNDING * np.outer(spread, spread)).any():
+        raise ValueError("`covariance` is not symmetric; give that of a row of X.")
     try:
         factor = linalg.cho_factor(matrix)
     except linalg.LinAlgError as error:
@@ -86,9 +93,15 @@ def df_debiased(
     Raises
     ------
     InterpolationError
-        If df >= n - 1: nothing is left to estimate the noise from.
+        If df >= n - 1, or the residuals vanish: nothing is left to estimate the noise
+        from.
     IdentificationError
         If the covariance is not positive definite.
+    ValueError
+        If shapes do not fit, the covariance is not symmetric, or a column of X has a
+        mean six standard errors from zero (as a column of ones has).
+    DataError
+        If an array is not finite.
 
     References
     ----------
@@ -108,6 +121,7 @@ def df_debiased(
     design = check_finite(as_float(X, "X", ndim=2), "X")
     e = check_finite(as_float(residual, "residual", ndim=1), "residual")
     beta = as_float(coefficients, "coefficients", ndim=1)
+    check_finite(beta, "coefficients")
     n, p = design.shape
     if e.shape != (n,) or beta.shape != (p,):
         raise ValueError(
@@ -120,12 +134,31 @@ def df_debiased(
             "freedom. Increase the penalty, or stop earlier."
         )
     precision = _precision_of(covariance, p)
+    _check_centred(design, np.diag(as_float(covariance, "covariance", ndim=2)))
+    size = float(np.linalg.norm(design @ beta)) + float(np.linalg.norm(e))
+    if not float(np.linalg.norm(e)) > _EXACT_FIT * size:
+        raise InterpolationError(
+            "`residual` vanishes: the fit interpolates, and its standard errors would "
+            "be zero. Increase the penalty, or stop earlier."
+        )
     scale = float(np.linalg.norm(e)) / (n - df)
     return AdjustedCoefficients(
         estimate=beta + precision @ (design.T @ e) / (n - df),
         se=np.sqrt(np.diag(precision)) * scale,
         df=float(df),
     )
+
+
+def _check_centred(design: Matrix, variance: Vector) -> None:
+    """Raise if a column mean is not that of rows of mean zero."""
+    off = np.abs(design.mean(axis=0)) * np.sqrt(len(design) / variance)
+    worst = int(np.argmax(off))
+    if off[worst] > _OFF_CENTRE:
+        raise ValueError(
+            f"`X` column {worst} has a mean {off[worst]:.1f} standard errors off zero; "
+            "the formula is for rows of mean zero. Centre columns and response, and "
+            "leave the intercept out."
+        )
 
 
 def debiased_ridge(
@@ -200,6 +233,11 @@ def df_adjusted_sandwich(
         If the rows where psi is not flat do not span all coefficients.
     InterpolationError
         If psi vanishes at every row.
+    ValueError
+        If shapes do not fit, psi_derivative is negative somewhere, or the precisions
+        are not positive.
+    DataError
+        If an array is not finite.
 
     References
     ----------
@@ -227,7 +265,13 @@ def df_adjusted_sandwich(
     if precision_diagonal is None:
         omega = precision_multipliers(design)
     else:
-        omega = np.sqrt(as_float(precision_diagonal, "precision_diagonal", ndim=1))
+        known = as_float(precision_diagonal, "precision_diagonal", ndim=1)
+        check_finite(known, "precision_diagonal")
+        if known.shape != (p,) or not (known > 0).all():
+            raise ValueError(
+                f"`precision_diagonal` has shape {known.shape}; give {p} numbers > 0."
+            )
+        omega = np.sqrt(known)
     trace = float(slopes.sum() - _captured(design, slopes))
     size = float(np.linalg.norm(values))
     if not (trace > 1e-10 * max(slopes.sum(), 1e-300) and size > 0):

@@ -6,10 +6,12 @@ __all__ = ["optimal_ridge_penalty", "ridge_risk", "ridgeless_risk"]
 
 
 def _check(aspect: float, signal: float, noise: float) -> None:
-    if not (aspect > 0 and signal >= 0 and noise >= 0):
+    finite = bool(np.isfinite([aspect, signal, noise]).all())
+    if not (finite and aspect > 0 and signal >= 0 and noise >= 0):
         raise ValueError(
             f"`aspect` is {aspect}, `signal` {signal}, `noise` {noise}; give p/n > 0, "
-            "the squared norm of the coefficients and the error variance, both >= 0."
+            "the squared norm of the coefficients and the error variance, both >= 0, "
+            "all finite."
         )
 
 
@@ -103,8 +105,8 @@ def ridge_risk(aspect: float, signal: float, noise: float, penalty: float) -> fl
     3.1085
     """
     _check(aspect, signal, noise)
-    if not penalty >= 0:
-        raise ValueError(f"`penalty` is {penalty}; give one >= 0.")
+    if not (np.isfinite(penalty) and penalty >= 0):
+        raise ValueError(f"`penalty` is {penalty}; give a finite one >= 0.")
     if penalty == 0.0:
         return ridgeless_risk(aspect, signal, noise)
     m, slope = stieltjes(aspect, penalty)

@@ -100,6 +100,8 @@ def filter_weights(rule: SpectralFilter, singular_values: Any, n_units: int) -> 
     ------
     ValueError
         If the rule's numbers are out of range, or the step makes descent diverge.
+    TypeError
+        If the rule is none of these.
 
     References
     ----------
@@ -111,14 +113,28 @@ def filter_weights(rule: SpectralFilter, singular_values: Any, n_units: int) -> 
     array([0.5])
     """
     s = as_float(singular_values, "singular_values", ndim=1)
+    check_finite(s, "singular_values")
+    if (s < 0).any() or not n_units >= 1:
+        raise ValueError(
+            f"`singular_values` must be >= 0, and `n_units` ({n_units}) at least 1."
+        )
     if isinstance(rule, Ridge):
-        if not rule.penalty > 0:
-            raise ValueError(f"`penalty` is {rule.penalty}; give > 0, or MinimumNorm.")
+        if not (np.isfinite(rule.penalty) and rule.penalty > 0):
+            raise ValueError(
+                f"`penalty` is {rule.penalty}; give a finite one > 0, or MinimumNorm."
+            )
         return s / (s**2 + n_units * rule.penalty)
     if isinstance(rule, MinimumNorm):
+        if rule.rcond is not None and not 0 <= rule.rcond < 1:
+            raise ValueError(f"`rcond` is {rule.rcond}; choose one in [0, 1).")
         size = 10 * n_units * np.finfo(float).eps if rule.rcond is None else rule.rcond
         kept = s > size * s.max(initial=0.0)
         return np.where(kept, 1.0 / np.where(kept, s, 1.0), 0.0)
+    if not isinstance(rule, GradientFlow | GradientDescent):
+        raise TypeError(
+            f"`rule` is {rule!r}; give MinimumNorm(), Ridge(penalty), "
+            "GradientFlow(time) or GradientDescent(step, n_steps)."
+        )
     positive = np.where(s > 0, s, 1.0)
     return np.where(s > 0, _progress(rule, s) / positive, 0.0)
 
@@ -126,12 +142,16 @@ def filter_weights(rule: SpectralFilter, singular_values: Any, n_units: int) -> 
 def _progress(rule: GradientFlow | GradientDescent, s: Vector) -> Vector:
     """Return the share of each direction that has been fitted."""
     if isinstance(rule, GradientFlow):
-        if not rule.time >= 0:
-            raise ValueError(f"`time` is {rule.time}; give one >= 0.")
+        if not (np.isfinite(rule.time) and rule.time >= 0):
+            raise ValueError(
+                f"`time` is {rule.time}; give a finite one >= 0, or MinimumNorm."
+            )
         return -np.expm1(-rule.time * s**2)
-    if not (rule.step > 0 and rule.n_steps >= 0):
+    whole = isinstance(rule.n_steps, int | np.integer)
+    if not (rule.step > 0 and whole and rule.n_steps >= 0):
         raise ValueError(
-            f"`step` is {rule.step} and `n_steps` {rule.n_steps}; give > 0 and >= 0."
+            f"`step` is {rule.step} and `n_steps` {rule.n_steps}; give > 0, and an "
+            "integer >= 0."
         )
     rate = rule.step * s**2
     if rate.max(initial=0.0) >= 2.0:
@@ -166,7 +186,9 @@ def spectral_root(
     Raises
     ------
     ValueError
-        If the shapes do not fit.
+        If the shapes do not fit, or the rule's numbers are out of range.
+    DataError
+        If an array is not finite.
 
     Examples
     --------
@@ -179,7 +201,8 @@ def spectral_root(
     response = check_finite(as_float(y, "y", ndim=1), "y")
     n, p = design.shape
     origin = np.zeros(p) if start is None else as_float(start, "start", ndim=1)
-    if response.shape != (n,) or origin.shape != (p,):
+    check_finite(origin, "start")
+    if response.shape != (n,) or origin.shape != (p,) or n == 0 or p == 0:
         raise ValueError(
             f"`X` is {design.shape}, `y` {response.shape}, `start` {origin.shape}; "
             "they do not fit."
