@@ -22,7 +22,26 @@ class _Contextual(Directional, ABC):
     and signs of the directions are free.
     """
 
-    second: nn.Parameter
+    def __init__(
+        self,
+        width: int,
+        rank: int = 16,
+        size: float = 1.0,
+        *,
+        hidden: int = 32,
+        held: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(width, rank, size, held, seed)
+        if hidden < 1:
+            raise ValueError(f"`hidden` is {hidden}; it must be at least 1.")
+        self.hidden = hidden
+        self.make_maps(torch.Generator().manual_seed(seed + 1))
+        self.second = nn.Parameter(torch.zeros(rank, hidden))
+
+    @abstractmethod
+    def make_maps(self, generator: torch.Generator) -> None:
+        """Make the parameters of `features`, drawn from a generator."""
 
     @abstractmethod
     def features(self, embeddings: Tensor, start: Tensor | None) -> Tensor:
@@ -52,6 +71,10 @@ class _Contextual(Directional, ABC):
         rest = self.n_parameters - len(tangents)
         return torch.cat([tangents, tangents.new_zeros(rest, tangents.shape[1])])
 
+    def config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return super().config() | {"hidden": self.hidden}
+
 
 class ContextMLP(_Contextual):
     r"""Low-rank noise whose scale in each direction depends on the prefix.
@@ -76,34 +99,17 @@ class ContextMLP(_Contextual):
     92
     """
 
-    def __init__(
-        self,
-        width: int,
-        rank: int = 16,
-        size: float = 1.0,
-        *,
-        hidden: int = 32,
-        held: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(width, rank, size, held, seed)
-        _check_hidden(hidden)
-        self.hidden = hidden
-        generator = torch.Generator().manual_seed(seed + 1)
-        first = torch.randn(hidden, 2 * width, generator=generator)
-        self.first = nn.Parameter(first / math.sqrt(2 * width))
-        self.offset = nn.Parameter(torch.zeros(hidden))
-        self.second = nn.Parameter(torch.zeros(rank, hidden))
+    def make_maps(self, generator: torch.Generator) -> None:
+        """Make W_1 at random and its offset at zero."""
+        first = torch.randn(self.hidden, 2 * self.width, generator=generator)
+        self.first = nn.Parameter(first / math.sqrt(2 * self.width))
+        self.offset = nn.Parameter(torch.zeros(self.hidden))
 
     def features(self, embeddings: Tensor, start: Tensor | None) -> Tensor:
         """Return the hidden layer at each position."""
         mean = running_mean(embeddings, start)
         inner = torch.cat([embeddings, mean], -1) @ self.first.T + self.offset
         return nn.functional.gelu(inner)
-
-    def config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return super().config() | {"hidden": self.hidden}
 
 
 class ContextAttention(_Contextual):
@@ -129,23 +135,11 @@ class ContextAttention(_Contextual):
     120
     """
 
-    def __init__(
-        self,
-        width: int,
-        rank: int = 16,
-        size: float = 1.0,
-        *,
-        hidden: int = 32,
-        held: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(width, rank, size, held, seed)
-        _check_hidden(hidden)
-        self.hidden = hidden
-        generator = torch.Generator().manual_seed(seed + 1)
-        maps = torch.randn(3, hidden, width, generator=generator) / math.sqrt(width)
+    def make_maps(self, generator: torch.Generator) -> None:
+        """Make Q, K and V at random."""
+        maps = torch.randn(3, self.hidden, self.width, generator=generator)
+        maps = maps / math.sqrt(self.width)
         self.queries, self.keys, self.values = (nn.Parameter(m.clone()) for m in maps)
-        self.second = nn.Parameter(torch.zeros(rank, hidden))
 
     def features(self, embeddings: Tensor, start: Tensor | None) -> Tensor:
         """Return the attended values at each position."""
@@ -158,10 +152,6 @@ class ContextAttention(_Contextual):
         match = (unit @ self.queries.T) @ (unit @ self.keys.T).transpose(-1, -2)
         match = (match / math.sqrt(self.hidden)).masked_fill(hidden, -math.inf)
         return match.softmax(-1) @ (unit @ self.values.T)
-
-    def config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return super().config() | {"hidden": self.hidden}
 
 
 def running_mean(embeddings: Tensor, start: Tensor | None = None) -> Tensor:
@@ -183,8 +173,3 @@ def running_mean(embeddings: Tensor, start: Tensor | None = None) -> Tensor:
     index = start.unsqueeze(-1).expand(*start.shape, embeddings.shape[-1])
     own = total - before.gather(-2, index)
     return own / (count - start).unsqueeze(-1).to(embeddings.dtype)
-
-
-def _check_hidden(hidden: int) -> None:
-    if hidden < 1:
-        raise ValueError(f"`hidden` is {hidden}; it must be at least 1.")

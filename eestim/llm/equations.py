@@ -137,8 +137,7 @@ class Power(LatentEquation):
         outside: Tensor | None = None,  # noqa: ARG002 - no weights
     ) -> tuple[Tensor, Tensor]:
         """Return losses and their gradient, see `LatentEquation.slope`."""
-        made = centred_slope(logits, targets, self.gamma)
-        return distant_slope(logits, targets, self.gamma) if made is None else made
+        return _power_slope(logits, targets, self.gamma)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -198,8 +197,15 @@ class CentredIWAE(LatentEquation):
         """Return losses and their gradient, see `LatentEquation.slope`."""
         if self._has_groups(len(logits)):
             return LatentEquation.slope(self, logits, targets)
-        made = centred_slope(logits, targets, 1.0)
-        return distant_slope(logits, targets, 1.0) if made is None else made
+        return _power_slope(logits, targets, 1.0)
+
+
+def _power_slope(
+    logits: Tensor, targets: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Return losses and gradient; in logarithms where sums over draws underflow."""
+    made = centred_slope(logits, targets, gamma)
+    return distant_slope(logits, targets, gamma) if made is None else made
 
 
 @dataclass(frozen=True, slots=True, repr=False)
