@@ -65,9 +65,20 @@ def standard_normal(
                 f"`generator` has {len(generator.generators)} rows for a batch of "
                 f"{shape[1]}; give one generator for each row."
             )
-        rows = [standard_normal(each, one, like) for one in generator.generators]
-        return torch.stack(rows, 1)
-    draws = torch.randn(
+        # Stacked where they are made: one copy to the device, not one for each row.
+        rows = [_made(each, one) for one in generator.generators]
+        return _moved(torch.stack(rows, 1), like)
+    return _moved(_made(shape, generator), like)
+
+
+def _made(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.randn(
         shape, generator=generator, device=generator.device, dtype=torch.float32
     )
+
+
+def _moved(draws: Tensor, like: Tensor) -> Tensor:
+    """Return draws on the device of `like`, without making the host wait for it."""
+    if like.is_cuda and not draws.is_cuda:
+        draws = draws.pin_memory().to(like.device, non_blocking=True)
     return draws.to(device=like.device, dtype=like.dtype)

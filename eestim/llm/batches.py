@@ -11,11 +11,23 @@ import torch
 from torch import Tensor
 
 from eestim.errors import DataError
-from eestim.llm.documents import TokenBatch, check_texts, tokenize
+from eestim.llm.documents import (
+    TokenBatch,
+    check_predicts,
+    check_texts,
+    tokenize,
+)
 from eestim.llm.protocols import IntArray
 from eestim.llm.surrogates import IGNORED
 
-__all__ = ["Packed", "as_token_batch", "check_tokens", "document_starts", "pack"]
+__all__ = [
+    "Packed",
+    "as_token_batch",
+    "check_targets_known",
+    "check_tokens",
+    "document_starts",
+    "pack",
+]
 
 
 def as_token_batch(batch: Any) -> TokenBatch:
@@ -34,6 +46,11 @@ def as_token_batch(batch: Any) -> TokenBatch:
         return batch
     mask = positions = None
     if isinstance(batch, Mapping) or hasattr(batch, "keys"):
+        if "input_ids" not in batch:
+            raise ValueError(
+                f"`batch` has {sorted(batch.keys())} but no `input_ids`; give what the "
+                "tokenizer returns."
+            )
         mask, ids = batch.get("attention_mask"), batch["input_ids"]
         positions = batch.get("position_ids")
     else:
@@ -41,7 +58,8 @@ def as_token_batch(batch: Any) -> TokenBatch:
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
         raise ValueError(
             "`batch` must be a (B, T) integer tensor, a mapping whose `input_ids` is "
-            f"one, or a TokenBatch; got {type(ids).__name__}."
+            f"one, or a TokenBatch; got {_kind(ids)}. A tokenizer gives tensors with "
+            "return_tensors='pt'."
         )
     targets = torch.full_like(ids, IGNORED)
     targets[:, :-1] = ids[:, 1:]
@@ -165,7 +183,10 @@ class Packed:
         """
         names = [f"document {i}" for i in range(len(texts))]
         digests = check_texts(texts, names, context)
-        return cls(pack(tokenize(texts, tokenizer), context), digests)
+        rows = tokenize(texts, tokenizer)
+        for row, name in zip(rows, names, strict=True):
+            check_predicts(row, name)
+        return cls(pack(rows, context), digests)
 
     @property
     def n_units(self) -> int:
@@ -206,13 +227,21 @@ def _filled(bins: Sequence[Sequence[Sequence[int]]], context: int) -> TokenBatch
 
 
 def check_tokens(ids: Tensor, table: int) -> None:
-    """Refuse token ids that the base has no embedding for."""
+    """Refuse empty rows, and token ids that the base has no embedding for."""
     if not ids.numel():
-        return
+        raise ValueError(
+            f"`batch` has shape {tuple(ids.shape)}, which holds no token; give at "
+            "least one row of at least one token."
+        )
     try:
-        largest = int(ids.max())
+        smallest, largest = (int(end) for end in ids.aminmax())
     except RuntimeError:  # inside vmap no value can be read
         return
+    if smallest < 0:
+        raise ValueError(
+            f"`batch` holds token {smallest}; tokens count from 0. Padding takes any "
+            "token, with 0 in `attention_mask`."
+        )
     if largest >= table:
         raise ValueError(
             f"`batch` holds token {largest}, but the base has {table} "
@@ -221,14 +250,43 @@ def check_tokens(ids: Tensor, table: int) -> None:
         )
 
 
-def _check_mask(mask: Tensor, ids: Tensor) -> None:
-    if mask.shape != ids.shape:
+def check_targets_known(targets: Tensor, table: int) -> None:
+    """Refuse targets that are neither -100 nor a token of the base.
+
+    A negative one would be read as token 0, one beyond the table stops a GPU.
+    """
+    try:
+        smallest, largest = (int(end) for end in targets.aminmax())
+        if smallest >= 0 and largest < table:
+            return
+        seen = targets[targets != IGNORED]
+        wrong = seen[(seen < 0) | (seen >= table)]
+    except RuntimeError:  # inside vmap no value can be read
+        return
+    if len(wrong):
         raise ValueError(
-            f"`attention_mask` has shape {tuple(mask.shape)}, `input_ids` "
+            f"`targets` holds {int(wrong[0])}; expected tokens from 0 to {table - 1}, "
+            f"or {IGNORED} where a position predicts nothing. Tokenize with the base's "
+            "own tokenizer."
+        )
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is, with shape and dtype where it is a tensor."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+
+
+def _check_mask(mask: Tensor, ids: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        raise ValueError(
+            f"`attention_mask` is {_kind(mask)}, `input_ids` has shape "
             f"{tuple(ids.shape)}; they must agree."
         )
     if bool((mask[:, 1:] > mask[:, :-1]).any()):
         raise ValueError(
-            "`attention_mask` pads on the left; pad on the right, so that positions "
-            "keep their place."
+            "`attention_mask` has a 0 before a 1: it pads on the left, or inside a "
+            "row. Pad on the right (padding_side='right'), so that positions keep "
+            "their place."
         )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from eestim.llm.protocols import Units, split_parameters
 from eestim.llm.recipe import Recipe
 from eestim.llm.surrogates import LatentEquation
 
-__all__ = ["CHECKPOINT", "State", "fingerprint", "update_average"]
+__all__ = ["CHECKPOINT", "State", "fingerprint", "rows_mark", "update_average"]
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -40,6 +43,8 @@ class State:
     older: dict[str, Tensor] = field(default_factory=dict)
     validation: list[tuple[int, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    rows: str = ""
+    mark: str = ""
 
     @classmethod
     def start(
@@ -81,8 +86,10 @@ class State:
 
     def load(self, path: Path) -> None:
         """Take over a checkpoint, after checking that it is of the same recipe."""
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        found, expected = json.loads(saved["recipe"]), asdict(self.recipe)
+        saved = _read(path)
+        expected = asdict(self.recipe)
+        # A field that is newer than the checkpoint had its default then.
+        found = _defaults() | json.loads(saved["recipe"])
         changed = [name for name in expected if found.get(name) != expected[name]]
         if changed:
             name = changed[0]
@@ -91,7 +98,7 @@ class State:
                 f"but this fit has {name}={expected[name]!r}; use the same settings, "
                 "another folder, or resume=False."
             )
-        if saved["data"] != self.data:
+        if (saved["data"], saved.get("rows", self.rows)) != (self.data, self.rows):
             raise DataError(
                 f"`checkpoint` holds {path}, which was trained on other documents; "
                 "use the same documents, another folder, or resume=False."
@@ -100,6 +107,21 @@ class State:
             raise DataError(
                 f"`checkpoint` holds {path}, whose trained parameters are not the "
                 "model's; train the same parameters or use another folder."
+            )
+        for name, parameter in self.parameters.items():
+            kept = saved["parameters"][name]
+            if kept.shape != parameter.shape or kept.dtype != parameter.dtype:
+                raise DataError(
+                    f"`checkpoint` holds {path}, whose {name} is {tuple(kept.shape)}, "
+                    f"{kept.dtype}, but the model's is {tuple(parameter.shape)}, "
+                    f"{parameter.dtype}; build the model of that fit, or use another "
+                    "folder."
+                )
+        if saved.get("model", self.model_mark()) != self.model_mark():
+            raise DataError(
+                f"`checkpoint` holds {path}, written for another model: its "
+                "perturbation, site, latent or frozen weights differ. Build the model "
+                "of that fit, use another folder, or resume=False."
             )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -111,6 +133,30 @@ class State:
         self.best = {n: v.to(device) for n, v in saved["best"].items()}
         self.validation = [(int(at), loss) for at, loss in saved["validation"]]
         self.step, self.losses = saved["step"], saved["losses"]
+
+    def model_mark(self) -> str:
+        """Return a hash of what moves psi but is not trained.
+
+        That is the perturbation's settings, the site, and 256 or so evenly spaced
+        entries of each frozen weight.
+        """
+        if self.mark:
+            return self.mark
+        model: Any = self.model
+        perturbation = getattr(model, "perturbation", None)
+        config: dict[str, Any] = getattr(perturbation, "config", dict)()
+        config.pop("seed", None)  # of the start, which a checkpoint replaces
+        where = [getattr(model, name, None) for name in ("site", "latent")]
+        digest = hashlib.sha256(
+            repr((type(perturbation).__name__, config, where)).encode()
+        )
+        for name, value in model.state_dict(keep_vars=True).items():
+            if value is None or any(value is p for p in self.parameters.values()):
+                continue
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(_sample(value))
+        self.mark = digest.hexdigest()
+        return self.mark
 
     @property
     def best_look(self) -> int | None:
@@ -129,8 +175,12 @@ class State:
 
     def refuse_non_finite(self) -> None:
         """Refuse to write parameters that are not finite."""
-        for name, parameter in self.parameters.items():
-            if not bool(torch.isfinite(parameter).all()):
+        if not self.parameters:
+            return
+        flags = [torch.isfinite(p).all() for p in self.parameters.values()]
+        known = torch.stack(flags).tolist()  # one wait for the device
+        for name, is_finite in zip(self.parameters, known, strict=True):
+            if not is_finite:
                 raise ConvergenceError(
                     f"`{name}` is not finite after step {self.step - 1}; no checkpoint "
                     "was written over the last good one. Lower `learning_rate` or "
@@ -145,6 +195,8 @@ class State:
         content = {
             "recipe": json.dumps(asdict(self.recipe)),
             "data": self.data,
+            "rows": self.rows,
+            "model": self.model_mark(),
             "step": self.step,
             "losses": self.losses,
             "parameters": {n: p.detach() for n, p in self.parameters.items()},
@@ -159,6 +211,73 @@ class State:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(folder / CHECKPOINT)
+
+
+_KEYS = frozenset(
+    [
+        "recipe",
+        "data",
+        "step",
+        "losses",
+        "parameters",
+        "average",
+        "older",
+        "best",
+        "validation",
+        "optimizer",
+    ]
+)
+_SAMPLE = 256
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, after refusing a damaged file."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        missing = sorted(_KEYS - set(saved))
+        cause = f"it lacks {missing[0]}" if missing else ""
+    except (
+        AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError,
+        UnpicklingError, ValueError,
+    ) as error:  # fmt: skip
+        cause = str(error).split("\n", 1)[0] or type(error).__name__
+        saved = None
+    if cause or not isinstance(saved, dict):
+        raise DataError(
+            f"`checkpoint` holds {path}, which is no whole checkpoint of eestim "
+            f"({cause[:120]}); delete that file, use another folder, or resume=False "
+            "to write over it."
+        )
+    return saved
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the fields of a recipe that have a default, with it."""
+    return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
+
+
+def _sample(value: Tensor) -> bytes:
+    """Return evenly spaced entries of a tensor as bytes."""
+    flat = value.detach().flatten()
+    some = flat[:: max(1, flat.numel() // _SAMPLE)]
+    return some.double().cpu().numpy().tobytes()
+
+
+def rows_mark(units: Units) -> str:
+    """Return a hash of the tensors in up to eight evenly spaced rows of the data."""
+    count = len(units.unit)
+    batch = units.batch(np.unique(np.linspace(0, count - 1, min(8, count)).astype(int)))
+    digest = hashlib.sha256()
+    if is_dataclass(batch):
+        parts = [getattr(batch, f.name) for f in fields(batch)]
+    else:
+        parts = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+        parts = list(batch) if isinstance(batch, tuple | list) else parts
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{tuple(part.shape)}".encode())
+            digest.update(part.detach().double().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(units: Units) -> str:

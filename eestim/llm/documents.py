@@ -18,6 +18,8 @@ from eestim.llm.surrogates import IGNORED
 __all__ = [
     "Documents",
     "TokenBatch",
+    "check_predicts",
+    "check_text",
     "check_texts",
     "digest_of",
     "refuse_leakage",
@@ -92,14 +94,15 @@ class Documents:
         Raises
         ------
         DataError
-            If there is no text, a text is empty or appears twice, or no document
-            fills one block.
+            If there is no text, a text is empty or appears twice, its tokenizer makes
+            nothing of it, or no document fills one block.
         """
         names = list(names or (f"document {i}" for i in range(len(texts))))
         digests = check_texts(texts, names, context)
         rows: list[list[int]] = []
         unit: list[int] = []
         for number, ids in enumerate(tokenize(texts, tokenizer)):
+            check_predicts(ids, names[number])
             for begin in range(0, len(ids) - 1, context - 1):
                 rows.append(ids[begin : begin + context])
                 unit.append(number)
@@ -161,12 +164,24 @@ def tokenize(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return [[start, *ids] for ids in encoded["input_ids"]]
 
 
+def check_predicts(ids: Sequence[int], name: str) -> None:
+    """Refuse a document without a token after its start symbol.
+
+    It would count as an independent unit whose psi is zero, and shrink every interval.
+    """
+    if len(ids) < 2:
+        raise DataError(
+            f"`texts` holds {name!r}, of which the tokenizer makes no token: it "
+            "predicts nothing and would count as a unit of psi zero. Remove it."
+        )
+
+
 def refuse_leakage(training: Any, test: Any, name: str) -> None:
     """Refuse test documents that were trained on.
 
     Parameters
     ----------
-    training, test : Documents, or other units with `digests`
+    training, test : Documents, other units with `digests`, or list of str
         Units without fingerprints cannot be compared and pass.
     name : str
         How messages call the test corpus.
@@ -184,6 +199,8 @@ def refuse_leakage(training: Any, test: Any, name: str) -> None:
 def _named_digests(units: Any) -> list[tuple[str, str]]:
     """Return (fingerprint, name) of each document; by number where there is no name."""
     digests = getattr(units, "digests", ())
+    if isinstance(units, list | tuple) and all(isinstance(t, str) for t in units):
+        digests = [digest_of(text) for text in units]
     names = getattr(units, "names", None)
     if names is None:
         names = [f"document {number}" for number in range(len(digests))]
@@ -193,6 +210,24 @@ def _named_digests(units: Any) -> list[tuple[str, str]]:
 def digest_of(text: str) -> str:
     """Return the fingerprint of a text, which spaces and line ends do not change."""
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+
+
+def check_text(text: Any, name: str, argument: str) -> None:
+    """Refuse what is no text, an empty text, and one that has no UTF-8 form."""
+    if not isinstance(text, str):
+        raise TypeError(
+            f"`{argument}` holds a {type(text).__name__}, {name!r}; expected a str."
+        )
+    if not text.strip():
+        raise DataError(f"`{argument}` holds an empty document, {name!r}; remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"`{argument}` holds {name!r}, whose character {error.start} is half of a "
+            "surrogate pair and has no UTF-8 form; clean it, for example with "
+            "text.encode('utf-8', 'replace').decode()."
+        ) from error
 
 
 def check_texts(
@@ -209,8 +244,7 @@ def check_texts(
         raise ValueError(f"`names` has {len(names)} entries for {len(texts)} texts.")
     seen: dict[str, str] = {}
     for text, name in zip(texts, names, strict=True):
-        if not text.strip():
-            raise DataError(f"`texts` holds an empty document, {name!r}; remove it.")
+        check_text(text, name, "texts")
         digest = digest_of(text)
         if digest in seen:
             raise DataError(

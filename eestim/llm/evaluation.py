@@ -20,9 +20,11 @@ import pandas as pd
 import scipy
 from torch import nn
 
+from eestim.errors import DataError
 from eestim.inference.ratio import ratio
 from eestim.llm.documents import Documents, refuse_leakage
 from eestim.llm.heldout import Held, score_documents
+from eestim.llm.recipe import Fit
 
 __all__ = ["MEASURES", "Evaluation", "evaluate"]
 
@@ -133,7 +135,7 @@ def evaluate(
     baseline: str | None = None,
     in_domain: str | None = None,
     calibration: Documents | None = None,
-    training: Documents | None = None,
+    training: Documents | Fit | Sequence[str] | None = None,
     draws: int = 16,
     batch_size: int = 8,
     level: float = 0.95,
@@ -155,8 +157,9 @@ def evaluate(
     calibration : Documents, optional
         In-domain documents on which the in-domain temperature is fitted; by default
         the in-domain corpus itself (one scalar, fitted on what it is tested on).
-    training : Documents, optional
-        What the models were trained on; a test document among them is refused.
+    training : Documents, Fit or list of str, optional
+        What the models were trained on; a test or calibration document among them is
+        refused.
     draws : int
         Latent draws of each prediction.
     batch_size : int
@@ -180,6 +183,7 @@ def evaluate(
     """
     baseline = _known(models, baseline, "baseline", "models")
     in_domain = _known(corpora, in_domain, "in_domain", "corpora")
+    _check_corpora(corpora, calibration, training, paired=len(models) > 1)
     if not 0 < level < 1:
         raise ValueError(f"`level` is {level}; it must lie between 0 and 1.")
     if draws < 2:
@@ -187,9 +191,6 @@ def evaluate(
             f"`draws` is {draws}; the Monte Carlo error of an averaged prediction "
             "needs at least 2."
         )
-    for name, corpus in corpora.items():
-        if training is not None:
-            refuse_leakage(training, corpus, name)
     sets = dict(corpora)
     if calibration is not None:
         sets[_CALIBRATION] = calibration
@@ -243,6 +244,11 @@ def _known(
     names: Mapping[str, Any], wanted: str | None, argument: str, where: str
 ) -> str:
     """Return the wanted name, the first by default."""
+    if not isinstance(names, Mapping):
+        raise TypeError(
+            f"`{where}` is a {type(names).__name__}; expected a mapping of names, such "
+            f"as {{'one': ...}}."
+        )
     if not names:
         raise ValueError(f"`{where}` is empty; give at least one.")
     if wanted is None:
@@ -250,6 +256,28 @@ def _known(
     if wanted not in names:
         raise ValueError(f"`{argument}` is {wanted!r}; known are {list(names)}.")
     return wanted
+
+
+def _check_corpora(
+    corpora: Mapping[str, Any], calibration: Any, training: Any, *, paired: bool
+) -> None:
+    """Refuse what is not Documents, was trained on, or is one unit alone."""
+    named = dict(corpora) | (
+        {} if calibration is None else {"calibration": calibration}
+    )
+    for name, corpus in named.items():
+        if not all(hasattr(corpus, part) for part in ("names", "n_bytes", "n_tokens")):
+            raise TypeError(
+                f"`corpora` holds {name!r}, a {type(corpus).__name__}; expected "
+                "Documents, such as Documents.from_texts(texts, tokenizer, context)."
+            )
+        if paired and corpus.n_units < 2 and corpus is not calibration:
+            raise DataError(
+                f"`corpora` holds {name!r} with one document; documents are the "
+                "independent units, and a standard error needs at least 2."
+            )
+        if training is not None:
+            refuse_leakage(training, corpus, name)
 
 
 def _sums(held: Held, documents: Documents, fitted: float) -> pd.DataFrame:

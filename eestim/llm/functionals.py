@@ -57,7 +57,15 @@ def probability(
     def value(model: nn.Module) -> Tensor:
         generator = step_generator(seed, 0, _STREAM)
         logits = model.draw_logits(batch, draws, generator)  # type: ignore[operator]
+        if logits.shape[1] != 1:
+            raise ValueError(
+                f"`batch` has {logits.shape[1]} rows; expected one, the prefix."
+            )
         last = average_log_probabilities(logits).flatten(0, -2)[-1]
+        if not 0 <= token < len(last):
+            raise ValueError(
+                f"`token` is {token}; expected one of the {len(last)} tokens, from 0."
+            )
         return last[token].exp()
 
     value.__name__ = f"p({token})"

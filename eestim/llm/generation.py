@@ -20,7 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from eestim.errors import CapabilityError
+from eestim.errors import CapabilityError, DataError
 from eestim.llm.averaging import average_log_probabilities
 from eestim.llm.batches import check_tokens
 from eestim.llm.discrete import TokenPerturbation
@@ -36,6 +36,10 @@ from eestim.llm.sites import virtual_tokens
 __all__ = ["generate"]
 
 Paths = Coroutine[Tensor, Tensor, None]
+_BROKEN = (
+    "`model` predicts NaN: weights of its base or perturbation are not finite. Load "
+    "them again, or go back to a checkpoint."
+)
 
 
 @torch.no_grad()
@@ -106,13 +110,20 @@ def generate(
     fill = int(ends[0]) if pad is None and len(ends) else int(pad or 0)
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     paths = _paths(model, tokens, mask, draws, budget, generator, config)
+    model.silence()
     scores = next(paths)
+    if bool(scores.isnan().any()):
+        raise DataError(_BROKEN)
     for left in reversed(range(budget)):
+        broken = scores.isnan().any()
         chosen = _choose(process(tokens, scores), bool(config.do_sample), generator)
         chosen = chosen.masked_fill(ended, fill)
         tokens = torch.cat([tokens, chosen.unsqueeze(1)], dim=1)
         ended = ended | torch.isin(chosen, ends) | stop(tokens, scores)
-        if left == 0 or bool(ended.all()):
+        all_ended, is_broken = torch.stack([ended.all(), broken]).tolist()  # one wait
+        if is_broken:
+            raise DataError(_BROKEN)
+        if left == 0 or all_ended:
             break
         scores = paths.send(tokens)
     return tokens
@@ -123,10 +134,15 @@ def _prompt(model: Any, input_ids: Any, mask: Tensor | None) -> tuple[Tensor, Te
     if isinstance(input_ids, Mapping) or hasattr(input_ids, "keys"):
         mask = input_ids.get("attention_mask") if mask is None else mask
         input_ids = input_ids["input_ids"]
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or not len(input_ids.T):
+        shown = (
+            f"has shape {tuple(input_ids.shape)}"
+            if isinstance(input_ids, Tensor)
+            else f"is a {type(input_ids).__name__}"
+        )
         raise ValueError(
-            f"`input_ids` has shape {tuple(input_ids.shape)}; expected (B, T) with at "
-            "least one token."
+            f"`input_ids` {shown}; expected (B, T) tokens, at least one a row, "
+            "such as tokenizer(text, return_tensors='pt') gives."
         )
     check_tokens(input_ids, model.base.get_input_embeddings().weight.shape[0])
     mask = torch.ones_like(input_ids) if mask is None else mask

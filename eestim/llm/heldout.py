@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from eestim.errors import DataError
 from eestim.llm.averaging import average_log_probabilities
 from eestim.llm.documents import Documents
 from eestim.llm.heads import has_hidden
@@ -133,6 +134,8 @@ def score_documents(
 ) -> Held:
     """Return the sums over each document that every comparison is made of."""
     check_model(model)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
     n_units, sums, found = documents.n_units, None, 1
     for number, begin in enumerate(range(0, len(documents.unit), batch_size)):
         rows = np.arange(begin, min(begin + batch_size, len(documents.unit)))
@@ -150,6 +153,13 @@ def score_documents(
             sums.index_add_(1, owners[part], scores.double().cpu())
     if sums is None:
         raise ValueError("`documents` has no row; give at least one document.")
+    broken = torch.nonzero(~torch.isfinite(sums).all(0)).flatten().tolist()
+    if broken:
+        raise DataError(
+            f"`models` holds one whose loss is not finite on {len(broken)} documents, "
+            f"first on {documents.names[broken[0]]!r}: its weights are not finite, or "
+            "its logits overflow. Load it again, or go back to a checkpoint."
+        )
     return Held.of(sums.numpy(), found)
 
 
@@ -208,7 +218,7 @@ def _calibration(log_p: Tensor, targets: Tensor) -> Tensor:
     """Return confidence minus correctness in the row of its bin, (BINS, N)."""
     top, choice = log_p.max(-1)
     confidence = top.exp().clamp(max=1.0)
-    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    place = (confidence * BINS).long().clamp(0, BINS - 1)
     gap = confidence - (choice == targets).to(confidence)
     return torch.zeros(BINS, len(gap), dtype=gap.dtype, device=gap.device).scatter_(
         0, place.unsqueeze(0), gap.unsqueeze(0)

@@ -164,8 +164,14 @@ def infer(
     ConvergenceError
         If the matrix-free solve does not reach its tolerance.
     """
+    _check_numbers(ridge, tolerance, max_iterations)
     value, gradient = _functional(model, functional, parameters)
     labels = names or _labels(functional, len(value))
+    if len(labels) != len(value):
+        raise ValueError(
+            f"`names` has {len(labels)} entries for {len(value)} values of the "
+            "functional."
+        )
     has_latent = bool(getattr(model, "has_latent", True))
     sets = sets if has_latent else 1
     if sets < 1 + has_latent or not passes >= 1:
@@ -401,6 +407,41 @@ def _refuse_zero(model: nn.Module, gradient: Array, labels: tuple[str, ...]) -> 
             )
 
 
+def _check_numbers(
+    ridge: float, tolerance: float | None, max_iterations: int | None
+) -> None:
+    """Refuse settings of a penalty or solver that mean nothing."""
+    if not (np.isfinite(ridge) and ridge >= 0):
+        raise ValueError(f"`ridge` is {ridge}; it must be non-negative and finite.")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"`tolerance` is {tolerance}; it must lie between 0 and 1.")
+    if max_iterations is not None and max_iterations < 1:
+        raise ValueError(
+            f"`max_iterations` is {max_iterations}; it must be at least 1."
+        )
+
+
+def _value_of(functional: Any, model: nn.Module) -> Tensor:
+    """Return the value of a functional, flat, after checking what it is."""
+    if not callable(functional):
+        raise TypeError(
+            f"`functional` is {functional!r}; expected a function from the model to a "
+            "tensor, such as squared_size."
+        )
+    found = functional(model)
+    if not isinstance(found, Tensor) or found.numel() == 0 or not found.requires_grad:
+        shown = type(found).__name__
+        if isinstance(found, Tensor):
+            shown = "empty" if found.numel() == 0 else "cut off from the parameters"
+        raise TypeError(
+            f"`functional` gives a value that is {shown}; expected a tensor that is "
+            "differentiable in the model's parameters, made without detach, item or "
+            "numpy."
+        )
+    flat: Tensor = found.reshape(-1)
+    return flat
+
+
 def _functional(
     model: nn.Module, functional: Callable[[nn.Module], Tensor], which: Which
 ) -> tuple[Array, Array]:
@@ -411,7 +452,7 @@ def _functional(
         p.requires_grad_(True)
     try:
         with torch.enable_grad():
-            value = functional(model).reshape(-1)
+            value = _value_of(functional, model)
             rows = []
             for entry in value:
                 found = torch.autograd.grad(
@@ -425,6 +466,12 @@ def _functional(
         for name, p in wanted.items():
             p.requires_grad_(flags[name])
     gradient = torch.stack(rows).double().cpu().numpy()
+    if not (bool(torch.isfinite(value).all()) and np.isfinite(gradient).all()):
+        raise InferenceError(
+            f"`functional` has the value {value.tolist()[:3]} and a gradient of which "
+            f"{int((~np.isfinite(gradient)).sum())} entries are not finite; use one "
+            "that is smooth here, and see whether all weights are finite."
+        )
     return value.detach().double().cpu().numpy(), gradient
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eestim.llm.directions import Perturbation
+from eestim.llm.discrete import TokenPerturbation
 from eestim.llm.sites import Site, bypassed, linear_head, virtual_tokens
 
 __all__ = [
@@ -17,9 +19,23 @@ __all__ = [
     "check_device",
     "check_independence",
     "check_memory",
+    "check_perturbation",
     "check_site",
     "check_tokenizer",
 ]
+
+
+def check_perturbation(perturbation: Any) -> None:
+    """Refuse what is neither a perturbation of embeddings nor one of tokens."""
+    if isinstance(perturbation, Perturbation | TokenPerturbation | None):
+        return
+    kind, made = type(perturbation).__name__, "for example LowRank(width, rank=16)"
+    if isinstance(perturbation, type):
+        kind, made = f"the class {perturbation.__name__}", "make one of it"
+    raise TypeError(
+        f"`perturbation` is {kind}; expected a Perturbation, {made}, a "
+        "TokenPerturbation, or None."
+    )
 
 
 def check_base(base: Any, width: int | None) -> bool:
@@ -52,6 +68,11 @@ def check_base(base: Any, width: int | None) -> bool:
         given = call(inputs_embeds=clean, use_cache=False).logits
         other = call(inputs_embeds=clean.flip(-1) + 1, use_cache=False).logits
         own = call(input_ids=ids, use_cache=False).logits
+    if not bool(torch.isfinite(own).all()):
+        raise ValueError(
+            f"`base` ({type(base).__name__}) gives logits that are not finite"
+            f"{_not_finite(base)}; load its weights again, or in a wider dtype."
+        )
     if torch.equal(given, other) or not torch.allclose(given, own, 1e-2, 1e-3):
         raise ValueError(
             f"`base` ({type(base).__name__}) ignores or alters `inputs_embeds`: its "
@@ -64,6 +85,14 @@ def check_base(base: Any, width: int | None) -> bool:
         hidden = call(inputs_embeds=clean, use_cache=False).logits
     with torch.no_grad():
         return torch.equal(head(hidden), given)
+
+
+def _not_finite(base: nn.Module) -> str:
+    """Return where its weights are not finite, as the end of a phrase."""
+    for name, value in base.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            return f", because of its weight {name}"
+    return ", though its weights are"
 
 
 @torch.no_grad()
@@ -130,7 +159,13 @@ def check_device(device: str | torch.device) -> torch.device:
     >>> check_device("cpu")
     device(type='cpu')
     """
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`device` is {device!r}, which torch does not know; use 'cpu', 'cuda', or "
+            "'cuda:1' for the second GPU."
+        ) from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"`device` is {str(device)!r}, but torch sees no GPU here; use "
@@ -146,6 +181,12 @@ def check_device(device: str | torch.device) -> torch.device:
 
 def check_independence(model: nn.Module, needed: int) -> None:
     """Refuse dependent draws where an equation needs `needed` > 1 independent ones."""
+    if needed > 1 and not getattr(model, "has_latent", True):
+        raise ValueError(
+            f"`equation` needs {needed} independent draws, but `model` has no latent "
+            "and gives one; give it a perturbation, or use NoiseAveraged(), which is "
+            "maximum likelihood here."
+        )
     if needed > 1 and not getattr(model, "independent_draws", True):
         perturbation = getattr(model, "perturbation", model)
         raise ValueError(
@@ -168,8 +209,9 @@ def check_memory(draws: int, like: Tensor, vocabulary: int) -> None:
         raise ValueError(
             f"logits of {draws} draws, {rows} rows, {length} positions and a "
             f"vocabulary of {vocabulary} take {need / 2**30:.1f} GiB, but "
-            f"{free / 2**30:.1f} GiB are free; lower `draws` or `batch_size`, shorten "
-            "the blocks, or work on `draw_hidden` in chunks of tokens."
+            f"{free / 2**30:.1f} GiB are free; lower `draws` or `batch_size`, or "
+            "shorten the blocks (`context`). `fit` with head='auto' and `evaluate` "
+            "never hold them: they work on `draw_hidden` in chunks of tokens."
         )
 
 

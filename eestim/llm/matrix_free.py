@@ -21,9 +21,14 @@ from eestim.autodiff import surrogate_operators
 from eestim.errors import CapabilityError, IdentificationError
 from eestim.llm.biased import IWAE, NoiseAveraged, SharedDraw
 from eestim.llm.equations import Brier
-from eestim.llm.protocols import Units
+from eestim.llm.limits import check_independence
+from eestim.llm.protocols import Units, check_model
 from eestim.llm.scores import Which, chosen, equation_parts, logits_at, unit_batches
-from eestim.llm.sensitivities import check_expected, plain_attention
+from eestim.llm.sensitivities import (
+    check_expected,
+    check_precision,
+    plain_attention,
+)
 from eestim.llm.surrogates import LatentEquation, check_draws
 from eestim.llm.training import as_units
 
@@ -95,6 +100,8 @@ def latent_operators(
     """
     equation = Brier() if equation is None else equation
     check_draws(equation, draws)
+    check_independence(check_model(model), equation.smallest_draws)
+    check_precision(model)
     if sets < 1 or batch_size < 1:
         raise ValueError(
             f"`sets` is {sets} and `batch_size` {batch_size}; both must be at least 1."

@@ -30,8 +30,9 @@ from torch.func import functional_call, grad, jacrev, jvp
 from eestim.covariance.base import sensitivity_factor
 from eestim.errors import CapabilityError, InferenceError
 from eestim.llm.averaging import standard_normal
+from eestim.llm.prefix import as_token_batch
 from eestim.llm.protocols import check_model, split_parameters
-from eestim.llm.scores import count_parameters, unit_batches
+from eestim.llm.scores import count_parameters, refuse_non_finite, unit_batches
 from eestim.llm.sensitivities import plain_attention
 from eestim.llm.surrogates import log_probabilities, only_kept, pick
 from eestim.llm.training import as_units
@@ -178,6 +179,7 @@ class _Shrunk(nn.Module):
         """Return log q_Y(size * latents)."""
         model: Any = self.model
         if hasattr(model, "embed"):
+            model.check_memory(as_token_batch(batch), len(latents))
             states = model.embed(batch)
             moved = model.perturb(states, size * latents, batch)
             logits = model.logits_of(moved, batch)
@@ -243,6 +245,7 @@ def _rows(
                 likelihood = _likelihood(caller, batch, z)
                 own.index_add_(0, owner, _blocks(jacrev(likelihood)(values)))
                 slope += _hessian(likelihood, values)
+    refuse_non_finite(score, units)
     rows: Array = score.numpy()
     if nuisance:
         # psi_tau - (d psi_tau / d beta)(d psi_beta / d beta)^-1 psi_beta

@@ -19,14 +19,16 @@ from torch import Generator, Tensor, nn
 from eestim.errors import CapabilityError
 from eestim.llm import saving
 from eestim.llm.averaging import average_log_probabilities, standard_normal
-from eestim.llm.batches import as_token_batch, check_tokens
+from eestim.llm.batches import as_token_batch, check_targets_known, check_tokens
 from eestim.llm.discrete import TokenPerturbation
+from eestim.llm.documents import TokenBatch
 from eestim.llm.generation import generate
 from eestim.llm.limits import (
     check_base,
     check_context,
     check_device,
     check_memory,
+    check_perturbation,
     check_site,
     check_tokenizer,
 )
@@ -83,6 +85,7 @@ class LatentPrefixLM(nn.Module):
         reference: Any = None,
     ) -> None:
         super().__init__()
+        check_perturbation(perturbation)
         width = perturbation.width if isinstance(perturbation, Perturbation) else None
         self._head_is_linear = check_base(base, width)
         if tokenizer is not None:
@@ -112,6 +115,18 @@ class LatentPrefixLM(nn.Module):
     def train(self, mode: bool = True) -> LatentPrefixLM:  # noqa: ARG002 - see class
         """Stay in evaluation mode, without dropout; gradients are unaffected."""
         return super().train(False)
+
+    def silence(self) -> None:
+        """Switch dropout off again where the base was set to train by itself."""
+        if any(module.training for module in self.modules()):
+            self.eval()
+
+    def cuda(self, device: int | torch.device | None = None) -> LatentPrefixLM:
+        """Move to a GPU; one that is not there is refused."""
+        place: Any = device
+        if device is None or isinstance(device, int):
+            place = f"cuda:{device or 0}"
+        return self.to(place)
 
     def to(self, *arguments: Any, **options: Any) -> LatentPrefixLM:
         """Move or convert as a torch module; a GPU that is not there is refused."""
@@ -323,11 +338,7 @@ class LatentPrefixLM(nn.Module):
             If a token is unknown, the rows exceed the base's context, or the logits
             would not fit into memory.
         """
-        table = self.base.get_input_embeddings().weight
-        ids = as_token_batch(batch).input_ids
-        copies = draws if self.has_latent else 1
-        like = table.new_empty(1, 1).expand(ids.shape)
-        check_memory(copies, like, table.shape[0])
+        self.check_memory(as_token_batch(batch), draws)
         return self._draw(batch, draws, generator)
 
     def forward(self, batch: Any, draws: int, generator: Generator) -> Tensor:
@@ -335,13 +346,27 @@ class LatentPrefixLM(nn.Module):
         return self.draw_logits(batch, draws, generator)
 
     def targets(self, batch: Any) -> Tensor:
-        """Return the next token of each position, (B, T), or -100."""
-        return as_token_batch(batch).targets.to(self.device)
+        """Return the next token of each position, (B, T), or -100.
+
+        Raises
+        ------
+        ValueError
+            If one is neither -100 nor a token of the base.
+        """
+        found = as_token_batch(batch).targets
+        check_targets_known(found, self.base.get_input_embeddings().weight.shape[0])
+        return found.to(self.device)
 
     @torch.no_grad()
     def predict(self, batch: Any, draws: int, generator: Generator) -> Tensor:
         """Return averaged log probabilities of the next token, (B, T, V)."""
         return average_log_probabilities(self.draw_logits(batch, draws, generator))
+
+    def check_memory(self, batch: TokenBatch, draws: int) -> None:
+        """Refuse a batch whose logits would not fit into memory."""
+        table = self.base.get_input_embeddings().weight
+        like = table.new_empty(1, 1).expand(batch.input_ids.shape)
+        check_memory(draws if self.has_latent else 1, like, table.shape[0])
 
     def check_context(self, length: int) -> None:
         """Refuse more positions than the base, or its reference, has."""
@@ -436,6 +461,8 @@ class LatentPrefixLM(nn.Module):
 
     def _draw(self, batch: Any, draws: int, generator: Generator) -> Tensor:
         """Return the base's outputs at perturbed states of a batch."""
+        if self.base.training:
+            self.silence()
         rows = as_token_batch(batch)
         if isinstance(self.perturbation, TokenPerturbation):
             if rows.start is not None:

@@ -8,12 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import Generator, Tensor, nn
 
+from eestim.errors import DataError
+
 __all__ = [
     "REFERENCE",
     "IntArray",
     "LatentModel",
     "Units",
     "check_model",
+    "check_units",
     "split_parameters",
 ]
 
@@ -60,7 +63,39 @@ def check_model(model: Any) -> nn.Module:
             "`draw_logits(batch, draws, generator)` and `targets(batch)`. Wrap a "
             "Hugging Face causal model as LatentPrefixLM(model, perturbation)."
         )
+    silence = getattr(model, "silence", None)
+    if silence is not None:
+        silence()
     return model
+
+
+def check_units(units: Units) -> Units:
+    """Return units after checking that their labels count independent units.
+
+    A unit without a row would have psi zero and shrink every interval.
+    """
+    labels = np.asarray(units.unit)
+    is_count = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    if not is_count or len(labels) == 0:
+        raise DataError(
+            f"`documents` has labels `unit` of shape {labels.shape} and type "
+            f"{labels.dtype}; expected the unit of each row, whole numbers, of at "
+            "least one row."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= units.n_units:
+        raise DataError(
+            f"`documents` has labels `unit` from {low} to {high}, but `n_units` is "
+            f"{units.n_units}; number the units from 0."
+        )
+    rows = np.bincount(labels, minlength=units.n_units)
+    if not rows.all():
+        raise DataError(
+            f"`documents` has {units.n_units} units, but unit {int(rows.argmin())} has "
+            "no row: it would count as an observation of psi zero. Number only units "
+            "that have rows."
+        )
+    return units
 
 
 def split_parameters(

@@ -49,6 +49,8 @@ def step_generator(
     Training is stream 0, evaluation 1, and the sets of scores 2, 3, ...: draws of one
     use are independent of those of another. `key` splits a stream further.
     """
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"`seed` is {seed!r}; expected a whole number from 0.")
     entropy = np.random.SeedSequence([seed, step, stream], spawn_key=key)
     (state,) = entropy.generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)

@@ -69,9 +69,15 @@ class Recipe:
         counts = ("draws", "steps", "batch_size", "accumulate")
         for name in (*counts, "validate_every", "patience"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not _is_count(value, 1):
                 raise ValueError(
-                    f"`{name}` is {getattr(self, name)}; it must be at least 1."
+                    f"`{name}` is {value!r}; it must be a whole number, at least 1."
+                )
+        for name in ("warmup", "seed"):
+            value = getattr(self, name)
+            if not _is_count(value, 0):
+                raise ValueError(
+                    f"`{name}` is {value!r}; it must be a whole number, at least 0."
                 )
         if self.accumulate > self.batch_size:
             raise ValueError(
@@ -87,10 +93,22 @@ class Recipe:
                 f"`optimizer` is {self.optimizer!r}; expected 'adamw' or 'sgd'."
             )
         for name in ("learning_rate", "perturbation_rate", "clip"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if not value > 0 or (name != "clip" and math.isinf(value)):
                 raise ValueError(
-                    f"`{name}` is {getattr(self, name)}; it must be positive."
+                    f"`{name}` is {value}; it must be positive. To keep parameters as "
+                    "they are, call requires_grad_(False) on them."
                 )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"`weight_decay` is {self.weight_decay}; it must be non-negative and "
+                "finite."
+            )
+        if not 0 <= self.final <= 1:
+            raise ValueError(
+                f"`final` is {self.final}; the share of the rate that is left must lie "
+                "in [0, 1], or descent would climb."
+            )
         if self.average_from is not None and not 0 <= self.average_from < 1:
             raise ValueError(
                 f"`average_from` is {self.average_from}; it must lie in [0, 1)."
@@ -103,6 +121,11 @@ class Recipe:
         span = max(1, self.steps - self.warmup)
         cosine = (1 + math.cos(math.pi * (step - self.warmup) / span)) / 2
         return self.final + (1 - self.final) * cosine
+
+
+def _is_count(value: object, least: int) -> bool:
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and int(value) >= least  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

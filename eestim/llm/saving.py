@@ -98,6 +98,14 @@ def load_base(
     place = Path(folder_or_id)
     if place.exists():
         _check_folder(place)
+    elif (
+        isinstance(folder_or_id, Path)
+        or place.is_absolute()
+        or place.parts[:1] == (".",)
+    ):
+        raise DataError(
+            f"`folder_or_id` is {folder_or_id}, which does not exist; check the path."
+        )
     base: Any = AutoModelForCausalLM.from_pretrained(folder_or_id, **arguments)
     if (place / _ADAPTER).is_dir():
         base = _with_adapter(base, place / _ADAPTER, trainable)

@@ -24,6 +24,7 @@ from eestim.llm.equations import (
     Split,
 )
 from eestim.llm.levels import MLMC
+from eestim.llm.limits import check_independence
 from eestim.llm.perturbations import Perturbation
 from eestim.llm.prefix import LatentPrefixLM, as_token_batch
 from eestim.llm.protocols import REFERENCE, Units, check_model
@@ -39,6 +40,7 @@ __all__ = [
     "logits_at",
     "name_at",
     "parameter_names",
+    "refuse_non_finite",
     "score_sets",
     "scores",
     "unit_batches",
@@ -178,6 +180,7 @@ def score_sets(
     """Yield psi (n_units, P) of independent sets of draws, one for each pass."""
     equation = Brier() if equation is None else equation
     check_draws(equation, draws)
+    check_independence(check_model(model), equation.smallest_draws)
     if passes < 1 or batch_size < 1:
         raise ValueError(
             f"`passes` is {passes} and `batch_size` {batch_size}; both must be at "
@@ -197,13 +200,31 @@ def score_sets(
                 columns.append(rule(model, part, names, batch, draws, generator))
             rows = _in_order(columns, wanted).detach()
             psi.index_add_(0, owner, rows.double().cpu())
+        refuse_non_finite(psi, units)
         yield psi.numpy()
+
+
+def refuse_non_finite(rows: Tensor, units: Units) -> None:
+    """Refuse a number of a unit that is not finite, naming the unit."""
+    broken = torch.nonzero(~torch.isfinite(rows).all(1)).flatten().tolist()
+    if broken:
+        names = getattr(units, "names", None)
+        first = broken[0]
+        named = f" ({names[first]!r})" if names else ""
+        raise DataError(
+            f"`model` gives psi that is not finite at {len(broken)} of {len(rows)} "
+            f"units, first at unit {first}{named}: its weights are not finite, or its "
+            "logits overflow. Load the weights again, go back to a checkpoint, or use "
+            "float32."
+        )
 
 
 def unit_batches(
     units: Units, batch_size: int, seed: int, set_number: int
 ) -> Iterator[tuple[Any, Tensor, torch.Generator]]:
     """Yield (batch, unit of each row, generator) over all rows."""
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
     for number, begin in enumerate(range(0, len(units.unit), batch_size)):
         rows = np.arange(begin, min(begin + batch_size, len(units.unit)))
         generator = step_generator(seed, number, 2 + set_number)
@@ -340,6 +361,7 @@ def _two_stage(
     ):
         raise CapabilityError("`model` has no perturbation to differentiate.")
     perturbation = model.perturbation
+    model.check_memory(as_token_batch(batch), draws)
     states = model.embed(batch).detach()
     latents = model.latents(states, draws, generator, batch)
     moved = model.perturb(states, latents, batch).detach().requires_grad_()
@@ -401,6 +423,9 @@ def _mapped(
         return -equation.surrogate(logits, logits.detach(), one.targets).sum()
 
     size = max(1, int(_LARGEST_CHUNK / (4 * count_parameters(wanted))))
+    model.check_memory(
+        TokenBatch(tokens.input_ids[:size], tokens.targets[:size]), draws
+    )
     found = {f.name: getattr(tokens, f.name) for f in fields(tokens)}
     table = {n: v.to(model.device) for n, v in found.items() if v is not None}
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no batching rule

@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eestim.errors import CapabilityError, DataError
 from eestim.llm.equations import Brier
+from eestim.llm.limits import check_independence
+from eestim.llm.protocols import check_model
 from eestim.llm.scores import (
     Which,
     chosen,
@@ -34,6 +36,7 @@ __all__ = [
     "MOST_DENSE",
     "check_dense",
     "check_expected",
+    "check_precision",
     "plain_attention",
     "sensitivity",
 ]
@@ -80,6 +83,9 @@ def sensitivity(
     """
     equation = Brier() if equation is None else equation
     check_draws(equation, draws)
+    check_independence(check_model(model), equation.smallest_draws)
+    if passes < 1:
+        raise ValueError(f"`passes` is {passes}; it must be at least 1.")
     if kind not in ("observed", "expected"):
         raise ValueError(f"`kind` is {kind!r}; expected 'observed' or 'expected'.")
     if kind == "expected":
@@ -87,6 +93,7 @@ def sensitivity(
     units = as_units(model, documents)
     wanted = chosen(model, parameters)
     check_dense(count_parameters(wanted))
+    check_precision(model)
     total = torch.zeros(
         count_parameters(wanted), count_parameters(wanted), dtype=torch.float64
     )
@@ -101,8 +108,25 @@ def sensitivity(
                     places = _places(wanted, names)
                     total[places] += rows
                     generator.set_state(state)
+    if not bool(torch.isfinite(total).all()):
+        raise DataError(
+            "`model` gives a sensitivity that is not finite: its weights are not "
+            "finite, or its logits overflow. Load the weights again, or go back to a "
+            "checkpoint."
+        )
     mean: Array = (total / (passes * units.n_units)).numpy()
     return mean
+
+
+def check_precision(model: nn.Module) -> None:
+    """Refuse half precision: an error of 1% in A is not one of 1% in its inverse."""
+    for name, value in model.named_parameters():
+        if value.dtype in (torch.float16, torch.bfloat16):
+            raise DataError(
+                f"`model` holds {name} in {value.dtype}, whose rounding A's inverse "
+                "magnifies without bound; call model.float() for inference. `scores` "
+                "and `fit` take half precision."
+            )
 
 
 def check_expected(equation: LatentEquation) -> None:

@@ -8,6 +8,16 @@ Ruppert). Three ways to its scale:
 - *random scaling*: the path's own fluctuations, no A needed, wider intervals;
 - *batch means*: under-covers at practical lengths.
 
+A fourth, A and M averaged along the path instead of taken at its average, is
+`eestim.diagnostics.sgd.plug_in`: add the `Moments` of each step and leave out the first
+tenth. It has the limit of the plug-in, and needs an A for each step that is added.
+
+Limits. `fit` warms up and then follows a cosine, so `check_fit` refuses its record:
+paths come from a loop with the steps above. A clipped gradient is another equation,
+whose root is not that of psi unless clipping stops early in the path. The rows of one
+step must be whole units: where a document has several rows, they come at random times,
+and the path's own scale takes them as independent and is too short. `infer` sums them.
+
 Record h, never the parameters, of a model with more parameters than the data identify:
 along the others the path is a random walk. None of this holds for Adam, constant steps,
 weight decay or several epochs (the path then converges to the root of the sample, and

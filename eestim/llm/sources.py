@@ -42,6 +42,7 @@ def texts_of(source: Any, column: str = "text") -> tuple[list[str], list[str]]:
 def named_texts(source: Any, column: str = "text") -> Iterator[tuple[str, str]]:
     """Yield (name, text) of a source, one document at a time; see `texts_of`."""
     if isinstance(source, str):
+        _refuse_path(source, "document 0")
         yield "document 0", source
     elif isinstance(source, Path):
         yield from _of_path(source, column)
@@ -72,9 +73,25 @@ def _text_of(item: Any, column: str, name: str) -> str:
     if not isinstance(found, str):
         raise TypeError(
             f"`documents` is a sequence whose {name} is a {type(found).__name__}; "
-            f"expected a text, or a mapping with a text in {column!r}."
+            f"expected a text, or a mapping with a text in {column!r}. Remove it, or "
+            "name the column that holds the text."
         )
+    _refuse_path(found, name)
     return found
+
+
+def _refuse_path(text: str, name: str) -> None:
+    """Refuse a text that is the name of a file: its words would be trained on."""
+    is_short = len(text.encode(errors="replace")) < _LONGEST_NAME
+    if not is_short or "\n" in text or not text.strip():
+        return
+    place = Path(text)
+    is_named = place.suffix in _READERS and " " not in text
+    if is_named or place.is_file():
+        raise DataError(
+            f"`documents` holds the text {text!r} ({name}), which is the name of a "
+            "file; give Path(...) to read that file."
+        )
 
 
 def _of_path(path: Path, column: str) -> Iterator[tuple[str, str]]:
@@ -89,28 +106,39 @@ def _of_path(path: Path, column: str) -> Iterator[tuple[str, str]]:
             yield from _of_path(file, column)
         return
     if not path.is_file():
-        raise DataError(f"`documents` is {path}, which does not exist.")
+        raise DataError(f"`documents` is {path}, which does not exist; check it.")
+    if path.suffix in _TABLES:
+        raise DataError(
+            f"`documents` holds {path}, a table that would be read as one text; write "
+            "its records as JSON lines (.jsonl) or Parquet, or iterate over them."
+        )
     yield from _READERS.get(path.suffix, _plain)(path, column)
 
 
 def _plain(path: Path, column: str) -> Iterator[tuple[str, str]]:  # noqa: ARG001 - one text
     try:
-        yield str(path), path.read_text(encoding="utf-8")
+        yield str(path), path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"`documents` holds {path}, which is not UTF-8 text ({error.reason} at "
-            f"byte {error.start}); convert it first."
-        ) from error
+        raise _not_utf8(path, error) from error
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"`documents` holds {path}, which is not UTF-8 text ({error.reason} at "
+        f"byte {error.start}); convert it first."
+    )
 
 
 def _json_lines(path: Path, column: str) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             name = f"{path}:{number}"
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise _not_utf8(Path(name), error) from error
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"`documents` holds {name}, which is not a JSON record: {error}."
@@ -125,7 +153,14 @@ def _parquet(path: Path, column: str) -> Iterator[tuple[str, str]]:
         raise ImportError(
             "reading Parquet needs pyarrow; install eestim[stream]."
         ) from error
-    with parquet.ParquetFile(path) as file:
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:  # pyarrow's own are among them
+        raise DataError(
+            f"`documents` holds {path}, which is not a whole Parquet file ({error}); "
+            "write it again."
+        ) from error
+    with file:
         if column not in file.schema_arrow.names:
             raise DataError(
                 f"`documents` holds {path}, which has no column {column!r}; it has "
@@ -139,6 +174,8 @@ def _parquet(path: Path, column: str) -> Iterator[tuple[str, str]]:
                 number += 1
 
 
+_LONGEST_NAME = 256  # bytes
+_TABLES = (".csv", ".json", ".tsv")
 _READERS = {
     ".txt": _plain,
     ".md": _plain,

@@ -19,6 +19,7 @@ from eestim.errors import DataError
 from eestim.llm.checkpoints import State
 from eestim.llm.equations import Split
 from eestim.llm.heads import Linear, equation_pair, fused_losses, head_of
+from eestim.llm.prefix import LatentPrefixLM, as_token_batch
 from eestim.llm.protocols import IntArray, Units
 from eestim.llm.randomness import unit_generators
 from eestim.llm.replicates import replicated
@@ -75,6 +76,10 @@ class Found:
         Observed positions.
     squared_size : float or None
         Mean squared size of the perturbation, where asked for.
+    norms : tuple of float
+        Norms of the two groups of gradients, 0 where there are none.
+    norm_tensors : list of Tensor
+        The same where the gradients are.
     """
 
     losses: list[float]
@@ -82,6 +87,8 @@ class Found:
     perturbation: list[Tensor]
     positions: int
     squared_size: float | None
+    norms: tuple[float, float]
+    norm_tensors: list[Tensor]
 
 
 def step_gradients(
@@ -120,6 +127,9 @@ def step_gradients(
 
 
 def _observed(model: nn.Module, batch: Any) -> int:
+    """Return the number of targets, counted where the data are, not on the device."""
+    if isinstance(model, LatentPrefixLM):
+        return int((as_token_batch(batch).targets != IGNORED).sum())
     return int((model.targets(batch) != IGNORED).sum())  # type: ignore[operator]
 
 
@@ -178,10 +188,17 @@ class _Sums:
             for gradient, leaf in zip(self.gradients, self.base + self.phi, strict=True)
         ]
         numbers, *every = team.add([self.numbers, *every])
-        *losses, size = numbers.tolist()
         split = len(self.base)
+        groups = every[:split], every[split:]
+        norms = [
+            torch.nn.utils.get_total_norm(group) if group else numbers.new_zeros(())
+            for group in groups
+        ]
+        # One read a step: the host has queued all of it before it waits.
+        together = torch.cat([numbers, torch.stack([n.to(numbers) for n in norms])])
+        *losses, size, first, second = together.tolist()
         known = size if measures_size else None
-        return Found(losses, every[:split], every[split:], kept, known)
+        return Found(losses, *groups, kept, known, (first, second), norms)
 
 
 def losses_of(

@@ -12,13 +12,20 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from eestim.errors import DataError
-from eestim.llm.documents import TokenBatch, digest_of, tokenize
+from eestim.llm.documents import (
+    TokenBatch,
+    check_predicts,
+    check_text,
+    digest_of,
+    tokenize,
+)
 from eestim.llm.protocols import IntArray
 from eestim.llm.sources import named_texts
 from eestim.llm.surrogates import IGNORED
@@ -92,6 +99,7 @@ class StreamedDocuments:
             texts = kept.checked(named_texts(source, column))
             while some := list(islice(texts, _AT_ONCE)):
                 for ids in tokenize(some, tokenizer):
+                    check_predicts(ids, kept.names[len(kept.n_rows)])
                     rows = _rows_of(ids, context)
                     kept.n_rows.append(len(rows))
                     file.write(rows.tobytes())
@@ -116,7 +124,8 @@ class StreamedDocuments:
         Raises
         ------
         DataError
-            If it holds no index, because it is another folder or writing was cut off.
+            If it holds no index, because it is another folder or writing was cut off,
+            or a file of it is damaged.
         """
         place = Path(folder)
         if not (place / _INDEX).is_file():
@@ -124,13 +133,19 @@ class StreamedDocuments:
                 f"`folder` is {place}, which holds no {_INDEX}; write it with "
                 "StreamedDocuments.write (again, if that was cut off)."
             )
-        index = json.loads((place / _INDEX).read_text())
-        shape = (index["n_rows"], index["context"])
-        rows = np.memmap(place / _ROWS, dtype=np.int32, mode="r", shape=shape)
-        with np.load(place / _ARRAYS) as arrays:
-            return cls(
-                place, rows, arrays["unit"], arrays["n_bytes"], arrays["digests"]
-            )
+        try:
+            index = json.loads((place / _INDEX).read_text())
+            shape = (index["n_rows"], index["context"])
+            rows = np.memmap(place / _ROWS, dtype=np.int32, mode="r", shape=shape)
+            with (place / _ARRAYS).open("rb") as file, np.load(file) as arrays:
+                return cls(
+                    place, rows, arrays["unit"], arrays["n_bytes"], arrays["digests"]
+                )
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            raise DataError(
+                f"`folder` is {place}, whose files are damaged ({error}); write it "
+                "again with StreamedDocuments.write."
+            ) from error
 
     @property
     def n_units(self) -> int:
@@ -159,6 +174,7 @@ class _Kept:
     """What the index needs of the documents read so far."""
 
     def __init__(self) -> None:
+        self.names: list[str] = []
         self.digests: list[bytes] = []
         self.n_bytes: list[int] = []
         self.n_rows: list[int] = []
@@ -167,10 +183,7 @@ class _Kept:
         """Yield texts after refusing empty ones and duplicates."""
         seen: dict[bytes, int] = {}
         for number, (name, text) in enumerate(pairs):
-            if not text.strip():
-                raise DataError(
-                    f"`source` holds an empty document, {name!r}; remove it."
-                )
+            check_text(text, name, "source")
             digest = bytes.fromhex(digest_of(text))
             if digest in seen:
                 raise DataError(
@@ -178,6 +191,7 @@ class _Kept:
                     f"and {name!r}; documents are the independent units, so remove one."
                 )
             seen[digest] = number
+            self.names.append(name)
             self.digests.append(digest)
             self.n_bytes.append(len(text.encode()))
             yield text

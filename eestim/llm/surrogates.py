@@ -251,6 +251,13 @@ class LatentEquation(ABC):
 
 def check_draws(equation: LatentEquation, draws: int) -> None:
     """Refuse fewer draws than the equation has independent copies of the latent."""
+    if not isinstance(equation, LatentEquation):
+        raise TypeError(
+            f"`equation` is {equation!r}; expected a value such as Brier(), with its "
+            "brackets."
+        )
+    if isinstance(draws, bool) or not isinstance(draws, int | np.integer):
+        raise TypeError(f"`draws` is {draws!r}; expected a whole number.")
     needed = equation.smallest_draws
     if draws < needed:
         raise ValueError(

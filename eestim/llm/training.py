@@ -19,14 +19,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eestim.errors import CapabilityError, ConvergenceError
+from eestim.errors import CapabilityError, ConvergenceError, DataError
 from eestim.llm.batches import Packed
-from eestim.llm.checkpoints import CHECKPOINT, State, fingerprint, update_average
+from eestim.llm.checkpoints import (
+    CHECKPOINT,
+    State,
+    fingerprint,
+    rows_mark,
+    update_average,
+)
 from eestim.llm.documents import Documents
 from eestim.llm.equations import Split
 from eestim.llm.heads import has_hidden
 from eestim.llm.limits import check_independence
-from eestim.llm.protocols import IntArray, Units, check_model, split_parameters
+from eestim.llm.protocols import (
+    IntArray,
+    Units,
+    check_model,
+    check_units,
+    split_parameters,
+)
 from eestim.llm.randomness import refuse_shared_draws, rows_of_step, step_generator
 from eestim.llm.recipe import Fit, Recipe, StepReport
 from eestim.llm.sizes import SizePenalty
@@ -156,7 +168,9 @@ def fit(
         batch_size=batch_size,
         optimizer=optimizer,
         learning_rate=learning_rate,
-        perturbation_rate=perturbation_rate or learning_rate,
+        perturbation_rate=(
+            learning_rate if perturbation_rate is None else perturbation_rate
+        ),
         warmup=warmup,
         final=final,
         clip=clip,
@@ -171,13 +185,40 @@ def fit(
     )
     if every < 1:
         raise ValueError(f"`every` is {every}; it must be at least 1.")
+    _check_helpers(penalty, progress=progress, monitor=monitor)
     state = State.start(model, equation, recipe, fingerprint(units))
-    store = None if checkpoint is None else Path(checkpoint)
+    state.rows = rows_mark(units)
+    store = None if checkpoint is None else _folder(Path(checkpoint))
     if store is not None and resume and (store / CHECKPOINT).is_file():
         state.load(store / CHECKPOINT)
     is_fused = _uses_fused(model, equation, head)
     job = _Job(units, look, team, penalty, is_fused, store, every, progress, monitor)
     return _descend(state, job)
+
+
+def _check_helpers(penalty: Any, **calls: Any) -> None:
+    """Refuse what cannot play its part before the first step."""
+    if not isinstance(penalty, SizePenalty | None):
+        raise TypeError(
+            f"`penalty` is {penalty!r}; expected SizePenalty(target, weight), or None."
+        )
+    for name, call in calls.items():
+        if call is not None and not callable(call):
+            raise TypeError(f"`{name}` is {call!r}; expected a function, or None.")
+
+
+def _folder(path: Path) -> Path:
+    """Make the folder of the checkpoints now, rather than fail at the first one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / CHECKPOINT).is_dir():
+            raise IsADirectoryError(f"{CHECKPOINT} in it is a folder")
+    except OSError as error:
+        raise DataError(
+            f"`checkpoint` is {path}, which cannot hold checkpoints ({error}); give a "
+            "folder that can be written."
+        ) from error
+    return path
 
 
 def _check_precision(model: nn.Module) -> None:
@@ -273,8 +314,9 @@ def as_units(
     packed : bool
         Several whole documents in a row.
     """
+    check_model(model)
     if isinstance(documents, Units):
-        return documents
+        return check_units(documents)
     tokenizer = getattr(model, "tokenizer", None)
     names, texts = texts_of(documents) if tokenizer is not None else ([], [])
     if tokenizer is None:
@@ -407,33 +449,37 @@ def _one_step(
         measures_size=job.monitor is not None and knows_size,
     )
     groups = ((state.base, found.base), (state.perturbation, found.perturbation))
-    norms = [
-        float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        for _, gradients in groups
-    ]
-    if not all(math.isfinite(x) for x in (*found.losses, *norms)):
-        value = found.losses[0]
-        raise ConvergenceError(_not_finite(state.step, rows, value, job.store))
-    for group, gradients in groups:
+    if not all(math.isfinite(x) for x in (*found.losses, *found.norms)):
+        raise ConvergenceError(_not_finite(state, found, rows, job.store))
+    for (group, gradients), norm in zip(groups, found.norm_tensors, strict=True):
         for parameter, gradient in zip(group.values(), gradients, strict=True):
             parameter.grad = gradient
         if group:
-            torch.nn.utils.clip_grad_norm_(group.values(), recipe.clip)
+            torch.nn.utils.clip_grads_with_norm_(group.values(), recipe.clip, norm)
     for settings in state.optimizer.param_groups:
         settings["lr"] = settings["peak"] * recipe.rate(state.step)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    return found, (norms[0], norms[1])
+    return found, found.norms
 
 
-def _not_finite(step: int, rows: IntArray, value: float, store: Path | None) -> str:
-    kept = (
-        "no checkpoint was asked for"
-        if store is None
-        else f"the last good checkpoint is {store / CHECKPOINT}"
-    )
+def _not_finite(state: State, found: Found, rows: IntArray, store: Path | None) -> str:
+    """Return what broke, where, what is left of the fit, and what to do."""
+    if store is None:
+        kept = "no checkpoint was asked for"
+    elif (store / CHECKPOINT).is_file():
+        kept = f"the last good checkpoint is {store / CHECKPOINT}"
+    else:
+        kept = f"no checkpoint has been written to {store} yet"
+    what = f"the loss or its gradient is not finite ({found.losses[0]})"
+    if math.isfinite(found.losses[0]):
+        pairs = zip(state.parameters, [*found.base, *found.perturbation], strict=True)
+        broken = [n for n, g in pairs if not bool(torch.isfinite(g).all())]
+        what = (
+            f"the gradient of {', '.join(broken[:3]) or 'all parameters'} is not finite"
+        )
     return (
-        f"the loss or its gradient is not finite ({value}) at step {step}, batch rows "
-        f"{rows[:8].tolist()}; the fit stopped before that step and {kept}. Lower "
-        "`learning_rate` or `perturbation_rate`, or inspect those rows."
+        f"{what} at step {state.step}, batch rows {rows[:8].tolist()}; the fit stopped "
+        f"before that step and {kept}. Lower `learning_rate` or `perturbation_rate`, "
+        "inspect those rows, or see whether the base has weights that are not finite."
     )
