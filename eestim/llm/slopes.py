@@ -21,6 +21,7 @@ __all__ = [
     "distant_slope",
     "likelihood_slope",
     "mixture_slope",
+    "steady_slope",
 ]
 
 _SMALLEST = 1e-30  # share of the largest draw under which float32 sums lose digits
@@ -87,8 +88,11 @@ def centred_slope(
 
     Sums over the other draws are made without subtraction and relative to the largest
     draw of each token. Returns None where even so a sum underflows; the caller then
-    works in logarithms, see `distant_slope`.
+    works in logarithms, see `distant_slope`. That decision reads a value, for which a
+    device would stall at each chunk: there it is `steady_slope`.
     """
+    if logits.device.type != "cpu":
+        return steady_slope(logits, targets, gamma)
     log_q = torch.log_softmax(raised(logits), -1)
     draws, top = len(log_q), log_q.amax(0)
     share = (log_q - top).exp_()  # q_j over the largest, at most 1
@@ -110,6 +114,44 @@ def centred_slope(
     total = slope.sum(-1, keepdim=True)
     q = _minus_target(residual, targets, sign=-1.0)
     return value, slope.sub_(q.mul_(total))
+
+
+def steady_slope(
+    logits: Tensor, targets: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    r"""Return what `centred_slope` does, for any draws and without a decision.
+
+    The sum over the draws other than i is made relative to the largest **of those**,
+    which is the largest draw m of all unless i = m, and the second largest then: no
+    sum is below 1. So the slope is
+
+    .. math::
+        \frac{q_j}{\hat q} \sum_{i \ne j, m} w_i
+        + \frac{q_j}{\hat q_2} w_m \, 1\{j \ne m\}
+
+    with :math:`\hat q, \hat q_2` the two largest draws of each token.
+    """
+    log_q = torch.log_softmax(raised(logits), -1)
+    draws = len(log_q)
+    first, second = log_q.topk(2, dim=0).values.unbind(0)
+    place = torch.arange(draws, device=logits.device).view(-1, 1, 1)
+    is_top = place == log_q.argmax(0)
+    share = (log_q - first).exp()
+    beside = (log_q - second).masked_fill(is_top, -math.inf).exp()
+    others = torch.where(is_top, beside.sum(0), exclusive_sums(share))
+    log_mean = others.log() + torch.where(is_top, second, first)
+    log_mean -= math.log(draws - 1)
+    residual = _minus_target(log_q.exp_(), targets)  # minus r_i
+    weighted, instrument = residual / others, log_mean
+    if gamma < 1.0:
+        power = ((1.0 - gamma) * log_mean).exp_()
+        weighted, instrument = weighted * power, power / (1.0 - gamma)
+    value = torch.linalg.vecdot(residual, instrument).mean(0)
+    of_top = (weighted * is_top).sum(0)
+    slope = exclusive_sums(weighted.masked_fill(is_top, 0.0)).mul_(share)
+    slope.addcmul_(beside, of_top.expand_as(beside)).div_(draws)
+    q = _minus_target(residual, targets, sign=-1.0)
+    return value, slope.sub_(q * slope.sum(-1, keepdim=True))
 
 
 def distant_slope(

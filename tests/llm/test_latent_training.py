@@ -214,5 +214,9 @@ def test_bad_arguments_are_refused():
         quick(frozen)
     plain = LatentPrefixLM(byte_model(16, width=16, layers=1, heads=2))
     plain.tokenizer = byte_tokenizer()
-    with pytest.raises(DataError, match="`equation` is a Split"):
+    with pytest.raises(ValueError, match="no latent and gives one"):
         quick(plain, Split(NoiseAveraged(), Brier()))
+    fixed = language_model()
+    fixed.perturbation.requires_grad_(False)
+    with pytest.raises(DataError, match="`equation` is a Split"):
+        quick(fixed, Split(NoiseAveraged(), Brier()))
