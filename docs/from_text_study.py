@@ -236,14 +236,14 @@ def frontier(seeds: list[pd.DataFrame]) -> Any:
 def text(seeds: list[pd.DataFrame]) -> str:
     """Return the part of the page that the study determines."""
     blocks = [
-        f"### Levels of the base, {len(seeds)} seeds\n\n{levels(seeds)}",
-        "### Surprise gate less fixed noise of the same in-domain loss\n\n"
+        f"## Levels of the base, {len(seeds)} seeds\n\n{levels(seeds)}",
+        "## Surprise gate less fixed noise of the same in-domain loss\n\n"
         f"{matched(seeds)}",
-        "### Surprise gate less each rival, after oracle temperature\n\n"
+        "## Surprise gate less each rival, after oracle temperature\n\n"
         f"{against(seeds, ORACLE)}\n\n"
         "Rivals are those whose raw in-domain loss is at most .01 above the base's; "
         "better and worse count the out-of-domain corpora whose interval excludes 0.",
-        f"### Surprise gate less each rival, raw\n\n{against(seeds, RAW)}",
+        f"## Surprise gate less each rival, raw\n\n{against(seeds, RAW)}",
     ]
     names = {
         ORACLE: "after the best temperature of each domain",
@@ -256,7 +256,7 @@ def text(seeds: list[pd.DataFrame]) -> str:
     for measure, name in names.items():
         unit = "bits per byte, " if measure.startswith("bits") else ""
         blocks.append(
-            f"### All methods less base: {unit}{name}\n\n"
+            f"## All methods less base: {unit}{name}\n\n"
             f"{wide(differences(seeds, measure))}"
         )
     return "\n\n".join(blocks)
