@@ -179,7 +179,8 @@ class _Shrunk(nn.Module):
         """Return log q_Y(size * latents)."""
         model: Any = self.model
         if hasattr(model, "embed"):
-            model.check_memory(as_token_batch(batch), len(latents))
+            if hasattr(model, "check_memory"):  # a user's model may have none
+                model.check_memory(as_token_batch(batch), len(latents))
             states = model.embed(batch)
             moved = model.perturb(states, size * latents, batch)
             logits = model.logits_of(moved, batch)
