@@ -17,7 +17,12 @@ from eestim._stacked import (
 )
 from eestim.equations import checked_data, column_of, labels_of
 from eestim.errors import DataError
-from eestim.weights import Frequency, Weights, aligned_weights
+from eestim.weights import (
+    Frequency,
+    Weights,
+    aligned_weights,
+    check_units_present,
+)
 
 __all__ = ["StackedEquation", "stack"]
 
@@ -109,6 +114,7 @@ def stack(
         given = column_of(known, units) if isinstance(units, str) else units
         codes, _ = labels_of(given, "units", n_rows)
     values = aligned_weights(weights, known, n_rows)
+    check_units_present(weights, values, codes)
     if values is not None:
         _refuse_double_weights(made)
         if not isinstance(weights, Frequency):

@@ -15,6 +15,7 @@ __all__ = [
     "Weights",
     "aligned_weights",
     "block_weights",
+    "check_units_present",
     "combined_weights",
     "count_units",
     "effective_count",
@@ -154,6 +155,29 @@ def effective_size(values: Vector) -> float:
     2.6666666666666665
     """
     return float(values.sum() ** 2 / np.square(values).sum())
+
+
+def check_units_present(
+    weights: Weights | None, values: Vector | None, codes: IntVector | None
+) -> None:
+    """Refuse frequencies that leave a unit without rows.
+
+    Written out, the data do not have it; here it would count as one whose psi is zero.
+
+    Raises
+    ------
+    DataError
+        If all frequencies of a unit are zero.
+    """
+    if codes is None or values is None or not isinstance(weights, Frequency):
+        return
+    empty = np.flatnonzero(np.bincount(codes, weights=values) == 0.0)
+    if empty.size:
+        rows = np.flatnonzero(np.isin(codes, empty))
+        raise DataError(
+            f"`weights` leave {empty.size} unit(s) without a row: every frequency of "
+            f"theirs is 0, at {show_rows(rows)}. Leave these rows out."
+        )
 
 
 def count_units(

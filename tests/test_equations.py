@@ -71,6 +71,15 @@ def test_frequencies_within_units_equal_the_rows_written_out(data):
     )
 
 
+def test_units_that_frequencies_leave_without_a_row_are_refused(data):
+    counts, units = np.ones(len(data)), np.arange(len(data)) // 3
+    counts[3:6] = 0
+    with pytest.raises(DataError, match=r"1 unit.* rows? 3"):
+        ee.equation(logistic, data, [0, 0], units=units, weights=ee.Frequency(counts))
+    counts[4] = 1
+    ee.equation(logistic, data, [0, 0], units=units, weights=ee.Frequency(counts))
+
+
 def test_a_right_jacobian_gives_the_same_estimate(data):
     one = ee.estimate(ee.equation(logistic, data, [0, 0], jacobian=logistic_jacobian))
     two = ee.estimate(ee.equation(logistic, data, [0, 0]))

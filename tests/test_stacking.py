@@ -436,6 +436,12 @@ def test_frequencies_equal_the_data_written_out(data):
     assert relative(counted.spread.matrix, whole.spread.matrix) < REFERENCE
 
 
+def test_units_that_frequencies_leave_without_a_row_are_refused(data):
+    counts = np.tile([1, 0, 1], 40)
+    with pytest.raises(DataError, match=r"40 unit"):
+        simple(data, units=np.arange(120), weights=ee.Frequency(counts))
+
+
 def test_frequencies_within_units_equal_the_data_written_out(data):
     counts, units = np.tile([1, 0, 1], 40), np.arange(120) // 3
     written = data.loc[data.index.repeat(counts)].reset_index(drop=True)

@@ -8,7 +8,7 @@ import numpy as np
 from eestim._arrays import IntVector, Vector
 from eestim.equations.columns import checked_data, column_of, labels_of
 from eestim.equations.parameters import Blocks, named_blocks
-from eestim.weights import Weights, aligned_weights
+from eestim.weights import Weights, aligned_weights, check_units_present
 
 __all__ = ["Inputs", "checked_inputs"]
 
@@ -51,4 +51,5 @@ def checked_inputs(
         given = column_of(data, units) if isinstance(units, str) else units
         codes, _ = labels_of(given, "units", n_rows)
     values = aligned_weights(weights, data, n_rows)
+    check_units_present(weights, values, codes)
     return Inputs(data, n_rows, vector, places, labels, codes, values)
