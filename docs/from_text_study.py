@@ -153,9 +153,10 @@ def matched(seeds: list[pd.DataFrame]) -> str:
     fixed = [m for m in inside.index if m.startswith("fixed") and "," not in m]
     fixed = sorted(fixed, key=lambda name: float(inside[name]))
     pairs = list(itertools.pairwise(fixed))
-    low, high = next(
-        (p for p in pairs if inside[p[0]] <= inside[CHOSEN] <= inside[p[1]]), pairs[0]
-    )
+    between = [p for p in pairs if inside[p[0]] <= inside[CHOSEN] <= inside[p[1]]]
+    if not between:
+        return f"No two fixed scales lie around `{CHOSEN}` in domain."
+    low, high = between[0]
     share = (inside[high] - inside[CHOSEN]) / (inside[high] - inside[low])
     tables = of_models(seeds, [low, high, CHOSEN])
     rows = []

@@ -134,13 +134,21 @@ def solve_penalised(
             "`reference` has other parameters than `model`; give a copy of the model "
             "that the penalty pulls to."
         )
+    if any(p.data_ptr() == centre[name].data_ptr() for name, p in wanted.items()):
+        raise ValueError(
+            "`reference` shares its parameters with `model`, so the point that the "
+            "penalty pulls to would move along; give a copy (copy.deepcopy(model))."
+        )
     units = as_units(model, documents)
 
-    def field(away: Block) -> Block:
-        """Return minus the penalised mean of psi, at the reference plus `away`."""
+    def put(away: Block) -> None:
         with torch.no_grad():
             for (name, p), moved in zip(wanted.items(), away, strict=True):
                 p.copy_(centre[name] + moved)
+
+    def field(away: Block) -> Block:
+        """Return minus the penalised mean of psi, at the reference plus `away`."""
+        put(away)
         total = {name: torch.zeros_like(p) for name, p in wanted.items()}
         for number in range(sets):
             for batch, _, generator in unit_batches(units, batch_size, seed, number):
@@ -164,12 +172,13 @@ def solve_penalised(
     flags = {name: p.requires_grad for name, p in wanted.items()}
     for p in wanted.values():
         p.requires_grad_(True)
+    away = tuple(torch.zeros_like(part) for part in centre.values())
     try:
-        away = tuple(torch.zeros_like(part) for part in centre.values())
         steps, residual = _search(
             away, field, 1.0 / ridge, tolerance, max_steps, progress
         )
     finally:
+        put(away)  # not a step that was tried and taken back
         for name, p in wanted.items():
             p.requires_grad_(flags[name])
     return PenalisedRoot(steps, residual, _norm(away))
@@ -192,7 +201,7 @@ def _search(
     pairs: list[tuple[Block, Block]] = []
     length = 1.0
     while True:
-        residual = norm / start if start > 0 else 0.0
+        residual = 0.0 if start == 0 else norm / start  # NaN stays NaN
         if progress is not None:
             progress(steps, residual)
         if residual <= tolerance:

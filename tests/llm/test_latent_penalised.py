@@ -90,6 +90,24 @@ def test_a_penalty_is_needed(ridge):
         )
 
 
+def test_the_model_itself_is_no_reference():
+    model = BinaryModel()
+    with pytest.raises(ValueError, match="shares its parameters"):
+        solve_penalised(model, binary_data(9, seed=0), ridge=1.0, reference=model)
+
+
+def test_a_field_that_is_not_finite_is_no_root():
+    start = BinaryModel()
+    data = binary_data(9, seed=0)
+    with torch.no_grad():
+        next(start.parameters()).fill_(float("nan"))
+    with pytest.raises(ConvergenceError, match="nan"):
+        solve_penalised(
+            copy.deepcopy(start), data, NoiseAveraged(), ridge=1.0, reference=start,
+            parameters="all",
+        )  # fmt: skip
+
+
 def test_a_reference_of_another_shape_is_refused():
     class Other(torch.nn.Module):
         def __init__(self):
