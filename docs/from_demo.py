@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from eestim.report import formatted
+from eestim.report import formatted, pipe_table
 
 DOCS = Path(__file__).resolve().parent
 MEASURES = {
@@ -21,14 +21,6 @@ MEASURES = {
     "bits per byte, oracle T": "best temperature",
     "top-1": "top-1 accuracy",
 }
-
-
-def pipe_table(frame: pd.DataFrame) -> str:
-    """Return a Markdown table of text."""
-    head = "| " + " | ".join(map(str, frame.columns)) + " |"
-    rule = "|" + ":---|" + "---:|" * (frame.shape[1] - 1)
-    rows = ["| " + " | ".join(map(str, row)) + " |" for row in frame.to_numpy()]
-    return "\n".join([head, rule, *rows])
 
 
 def numbers(

@@ -10,9 +10,7 @@ Pictures go to docs/images; the text between the two comments of the page is rep
 import sys
 from pathlib import Path
 
-import pandas as pd
-
-from eestim.report.plots import png
+from eestim.report import pipe_table, png
 from eestim.simulate import Results, read_results
 
 DOCS = Path(__file__).resolve().parent
@@ -28,14 +26,6 @@ COLUMNS = {
     "width": "width",
 }
 DIGITS = {"relative_error": 1, "coverage": 3}
-
-
-def pipe_table(frame: pd.DataFrame) -> str:
-    """Return a Markdown table of text."""
-    head = "| " + " | ".join(map(str, frame.columns)) + " |"
-    rule = "|" + "---:|" * 2 + ":---|" + "---:|" * (frame.shape[1] - 3)
-    rows = ["| " + " | ".join(map(str, row)) + " |" for row in frame.to_numpy()]
-    return "\n".join([head, rule, *rows])
 
 
 def performance(results: Results) -> str:
@@ -59,7 +49,7 @@ def performance(results: Results) -> str:
         sort=False,
         observed=True,
     ).reset_index()
-    return pipe_table(wide[list(COLUMNS)].rename(columns=COLUMNS))
+    return pipe_table(wide[list(COLUMNS)].rename(columns=COLUMNS), left=3)
 
 
 def differences(results: Results) -> str:
@@ -73,7 +63,7 @@ def differences(results: Results) -> str:
         ]
     )
     shown = ["rho", "clusters", "method", "difference"]
-    return pipe_table(rows[shown])
+    return pipe_table(rows[shown], left=3)
 
 
 def accounts(results: Results) -> str:
@@ -92,7 +82,9 @@ def text(results: Results) -> str:
     """Return the part of the page that the run determines."""
     failures = results.failures()
     rows = ["rho", "clusters", "method", "what", "count", "share", "mcse", "message"]
-    failed = f"\n\n{pipe_table(failures[rows].round(4))}" if len(failures) else ""
+    failed = (
+        f"\n\n{pipe_table(failures[rows].round(4), left=4)}" if len(failures) else ""
+    )
     return (
         f"{accounts(results)}{failed}\n\n{performance(results)}\n\n"
         "Differences of coverage from CR2, paired by data set:\n\n"

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from extrapolation.models import IndexWorld, SequenceWorld
-from extrapolation.tables import markdown, pictures, table
+from extrapolation.tables import pictures, table
 from extrapolation.training import (
     FIXED,
     LEARNED,
@@ -35,6 +35,7 @@ from extrapolation.training import (
 )
 
 from eestim.llm.synthetic import kullback_leibler
+from eestim.report import pipe_table
 
 TOGETHER = 5
 WORLDS = {
@@ -212,7 +213,7 @@ def main() -> None:
     rows = study(chosen.full, seeds, chosen.out, chosen.only, chosen.minutes)
     text = []
     for (world, base), part in rows.groupby(["world", "base"], sort=False):
-        text += [f"## {world}: {base}", "", markdown(table(part)), ""]
+        text += [f"## {world}: {base}", "", pipe_table(table(part)), ""]
     print("\n".join(text))
     if chosen.out is not None:
         (chosen.out / "tables.md").write_text("\n".join(text), encoding="utf-8")

@@ -2,10 +2,16 @@
 
 import json
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before anything loads OpenMP: more threads than cores slow each other down.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # The same examples every time: a new one is a change of the code, not of the weather.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the cores that this process may use; each loads a torch: at most eight."""
+    return min(joblib.cpu_count(), 8)
 
 
 @dataclass(frozen=True, slots=True)

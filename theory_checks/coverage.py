@@ -31,6 +31,7 @@ import pandas as pd
 from scipy import special
 
 import eestim as ee
+from eestim.report import pipe_table
 from eestim.simulate import Progress, Results, Study, Under, Variants, read_results
 
 SEED = 20260101
@@ -572,15 +573,8 @@ def tabulated(scenario: Scenario, found: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, recommended: str) -> str:
-    head = "| method | " + " | ".join(table.columns) + " |"
-    line = "|:---|" + "---:|" * len(table.columns)
-    rows = [
-        f"| {f'**{label}**' if label == recommended else label} | "
-        + " | ".join(cells)
-        + " |"
-        for label, cells in zip(table.index, table.to_numpy().tolist(), strict=True)
-    ]
-    return "\n".join([head, line, *rows])
+    bold = {recommended: f"**{recommended}**"}
+    return pipe_table(table.rename(index=bold).reset_index(names="method"))
 
 
 def replicated_in(scenario: Scenario, found: dict[str, pd.DataFrame]) -> str:

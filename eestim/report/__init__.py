@@ -12,7 +12,7 @@ from eestim.report.html import render, write
 from eestim.report.page import Page, Picture, Section, Table, Text
 from eestim.report.plots import canvas, forest, png
 from eestim.report.studies import coverage, differences, frontier, laws, recovery
-from eestim.report.tables import formatted
+from eestim.report.tables import formatted, pipe_table
 
 __all__ = [
     "Page",
@@ -27,6 +27,7 @@ __all__ = [
     "formatted",
     "frontier",
     "laws",
+    "pipe_table",
     "png",
     "recovery",
     "render",

@@ -12,6 +12,7 @@ __all__ = [
     "html_table",
     "latex_table",
     "markdown_table",
+    "pipe_table",
     "plain_summary",
 ]
 
@@ -74,6 +75,32 @@ def _specified(value: Any, specification: str) -> str:
     return "" if pd.isna(value) else format(value, specification)
 
 
+def pipe_table(frame: pd.DataFrame, left: int = 1) -> str:
+    r"""Return a Markdown table, its index left out.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Shown as it is: give text where digits matter (see `formatted`).
+    left : int
+        Leading columns that are words, not figures: aligned on the left.
+
+    Examples
+    --------
+    >>> print(pipe_table(pd.DataFrame({"method": ["a|b"], "n": [3]})))
+    | method | n |
+    |:---|---:|
+    | a\|b | 3 |
+    """
+    rows = [frame.columns, *frame.astype(object).to_numpy()]
+    lines = [
+        "| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |"
+        for row in rows
+    ]
+    rule = "|" + ":---|" * left + "---:|" * (frame.shape[1] - left)
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
 def _law(estimate: Any) -> str:
     dof = estimate.dof
     if estimate.dof_kind == "normal":
@@ -103,14 +130,9 @@ def plain_summary(estimate: Any, level: float, method: Any) -> str:
 
 def markdown_table(estimate: Any, level: float, method: Any) -> str:
     """Return a Markdown pipe table with notes."""
-    table = formatted(estimate.table(level, method))
-    head = "| | " + " | ".join(table.columns) + " |"
-    rule = "|:---|" + "---:|" * len(table.columns)
-    rows = [
-        f"| {name} | " + " | ".join(row) + " |" for name, *row in table.itertuples()
-    ]
+    table = formatted(estimate.table(level, method)).reset_index(names="")
     notes = [f"{line}  " for line in _notes(estimate, level, method)]
-    return "\n".join([head, rule, *rows, "", *notes])
+    return "\n".join([pipe_table(table), "", *notes])
 
 
 def latex_table(estimate: Any, level: float, method: Any) -> str:

@@ -75,14 +75,6 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def markdown(lines: pd.DataFrame) -> str:
-    """Return a table of the docs."""
-    head = "| " + " | ".join(lines.columns) + " |"
-    rule = "|:--" + "|--:" * (len(lines.columns) - 1) + "|"
-    body = ["| " + " | ".join(map(str, row)) + " |" for row in lines.to_numpy()]
-    return "\n".join([head, rule, *body])
-
-
 def pictures(rows: pd.DataFrame, folder: Path) -> None:
     """Draw divergences by region, and the scales found, as PNG files."""
     import matplotlib.pyplot as plt
