@@ -50,6 +50,11 @@ class _State:
         error = float(getattr(self.equation, "derivative_error", 0.0))
         return equilibrated_factor(self.sensitivity, max(1e-13, 10.0 * error))
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether a step is Newton's own, which converges quadratically."""
+        return not self.is_secant and getattr(self.equation, "is_newton_exact", True)
+
     def refresh(self) -> None:
         given = self.point.sensitivity
         with np.errstate(all="ignore"):
@@ -88,6 +93,40 @@ def search(
     CapabilityError
         If there are not as many equations as parameters.
     """
+    state = _started(equation, theta)
+    fading = _Fading(float(np.linalg.norm(state.point.size)))
+    last, nudges = np.inf, _NUDGES
+    for taken in range(max_steps):
+        newton = _newton(state)
+        if _is_last(state, newton, is_first=taken == 0):
+            return _ended(state, newton), Status.CONVERGED, taken + 1
+        if newton.relative > 0.3 * last and not state.is_fresh:
+            state.refresh()
+            last = np.inf
+            continue
+        status = fading.status(state.point, newton)
+        if status is not None:
+            return state.point.theta, status, taken
+        moved = _damped(state, newton) if newton.is_solved else None
+        if moved is not None:
+            last = newton.relative
+            state.move(moved, newton.factor.columns)
+        elif not state.is_fresh:
+            state.refresh()
+            last = np.inf
+        else:
+            better = _least_squares(state)
+            if better is None and not newton.is_solved and nudges:
+                nudges, better = nudges - 1, _nudged(state, nudges)
+            if better is None:
+                return *_without_a_shorter_step(state), taken
+            state.point, last = better, np.inf
+            state.refresh()
+    return state.point.theta, Status.TOO_MANY_STEPS, max_steps
+
+
+def _started(equation: EstimatingEquation, theta: Vector) -> _State:
+    """Return the state at the start; raise where no search can begin."""
     point = evaluate(equation, theta)
     if point is None:
         equation.psi(theta)  # raises, naming the first bad row
@@ -103,76 +142,91 @@ def search(
     )
     state = _State(equation, point, secant, np.empty((0, 0)))
     state.refresh()
-    initial, last, nudges = float(np.linalg.norm(point.size)), np.inf, _NUDGES
-    fading = 0
-    for taken in range(max_steps):
-        factor = state.factor
-        step = newton_step(factor, state.point.mean)
-        errors = standard_errors(factor, state.point.size, equation.n_units)
-        relative = relative_length(step, errors, state.point.theta)
-        exact = not secant and getattr(equation, "is_newton_exact", True)
-        is_solved = _is_consistent(state, factor, step)
-        if is_solved and relative <= (
-            _SMALL_STEP if exact and taken > 0 else _TINY_STEP
-        ):
-            root = state.point.theta + step
-            if factor.rcond <= DOUBTFUL and exact:
-                root = _polished(state, root)
-            return root, Status.CONVERGED, taken + 1
-        if relative > 0.3 * last and not state.is_fresh:
-            state.refresh()
-            last = np.inf
-            continue
-        vanishing = np.linalg.norm(state.point.size) < _VANISHING * initial
-        fading = fading + 1 if vanishing and relative > 0.1 else 0
-        if fading > _FADING or (vanishing and not np.any(state.point.size)):
-            moving = np.abs(step) > _STILL * np.abs(state.point.theta)
-            status = Status.DIVERGED if moving.any() else Status.CONVERGED
-            return state.point.theta, status, taken
-        moved = _damped(state, factor, step) if is_solved else None
-        if moved is not None:
-            last = relative
-            state.move(moved[0], factor.columns)
-        elif not state.is_fresh:
-            state.refresh()
-            last = np.inf
-        else:
-            better = _least_squares(state)
-            if better is None and not is_solved and nudges:
-                nudges, better = nudges - 1, _nudged(state, nudges)
-            if better is None and getattr(equation, "blocks", None) is not None:
-                return state.point.theta, Status.STALLED, taken
-            if better is None:
-                crossed = nearest_crossing(equation, state.factor, state.point)
-                if crossed is None:
-                    return state.point.theta, Status.STALLED, taken
-                return crossed, Status.CROSSED, taken
-            state.point, last = better, np.inf
-            state.refresh()
-    return state.point.theta, Status.TOO_MANY_STEPS, max_steps
+    return state
 
 
-def _damped(state: _State, factor: Factor, step: Vector) -> tuple[Point, float] | None:
+@dataclass(frozen=True, slots=True)
+class _Newton:
+    """Newton's step at a point, its length in standard errors, and what it solves."""
+
+    step: Vector
+    factor: Factor
+    relative: float
+    is_solved: bool
+
+
+def _newton(state: _State) -> _Newton:
+    point, factor = state.point, state.factor
+    step = newton_step(factor, point.mean)
+    errors = standard_errors(factor, point.size, state.equation.n_units)
+    relative = relative_length(step, errors, point.theta)
+    return _Newton(step, factor, relative, _is_consistent(state, factor, step))
+
+
+def _is_last(state: _State, newton: _Newton, *, is_first: bool) -> bool:
+    """Whether what the step leaves is rounding; an exact Newton step squares it."""
+    enough = _SMALL_STEP if state.is_exact and not is_first else _TINY_STEP
+    return newton.is_solved and newton.relative <= enough
+
+
+def _ended(state: _State, newton: _Newton) -> Vector:
+    """Return the root that the last step leads to."""
+    root = state.point.theta + newton.step
+    if newton.factor.rcond <= DOUBTFUL and state.is_exact:
+        return _polished(state, root)
+    return root
+
+
+@dataclass(slots=True)
+class _Fading:
+    """How long psi has been nothing beside its start while theta still moves.
+
+    So it is on the way to infinity, where every equation of a separated model is
+    solved.
+    """
+
+    initial: float
+    steps: int = 0
+
+    def status(self, point: Point, newton: _Newton) -> Status | None:
+        """Return how the search ends here, or None if it goes on."""
+        vanishing = np.linalg.norm(point.size) < _VANISHING * self.initial
+        self.steps = self.steps + 1 if vanishing and newton.relative > 0.1 else 0
+        is_nothing = vanishing and not np.any(point.size)
+        if self.steps <= _FADING and not is_nothing:
+            return None
+        moving = np.abs(newton.step) > _STILL * np.abs(point.theta)
+        return Status.DIVERGED if moving.any() else Status.CONVERGED
+
+
+def _without_a_shorter_step(state: _State) -> tuple[Vector, Status]:
+    """Return the place where a psi with jumps passes zero, or where it stalls."""
+    if getattr(state.equation, "blocks", None) is None:
+        crossed = nearest_crossing(state.equation, state.factor, state.point)
+        if crossed is not None:
+            return crossed, Status.CROSSED
+    return state.point.theta, Status.STALLED
+
+
+def _damped(state: _State, newton: _Newton) -> Point | None:
     """Return the first acceptable point along the step, or None."""
-    length = float(np.linalg.norm(step / factor.columns))
+    columns = newton.factor.columns
+    length = float(np.linalg.norm(newton.step / columns))
     damping = 1.0
     while damping >= _SMALLEST_DAMPING:
-        trial = evaluate(state.equation, state.point.theta + damping * step)
+        trial = evaluate(state.equation, state.point.theta + damping * newton.step)
         if trial is not None:
-            following = newton_step(factor, trial.mean) / factor.columns
+            following = newton_step(newton.factor, trial.mean) / columns
             if np.linalg.norm(following) <= (1.0 - damping / 2.0) * length:
-                return trial, damping
+                return trial
         damping /= 2.0
     return None
 
 
 def _least_squares(state: _State) -> Point | None:
     """Return a point of smaller equations by Levenberg-Marquardt steps (SciPy)."""
-    equation, scale = (
-        state.equation,
-        np.where(state.point.size > 0, state.point.size, 1),
-    )
-    columns = state.factor.columns
+    equation, columns = state.equation, state.factor.columns
+    scale = np.where(state.point.size > 0, state.point.size, 1)
 
     def residual(scaled: Vector) -> Vector:
         point = evaluate(equation, scaled * columns)
