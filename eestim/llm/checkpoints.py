@@ -21,7 +21,14 @@ from eestim.llm.protocols import Units, split_parameters
 from eestim.llm.recipe import Recipe
 from eestim.llm.surrogates import LatentEquation
 
-__all__ = ["CHECKPOINT", "State", "fingerprint", "rows_mark", "update_average"]
+__all__ = [
+    "CHECKPOINT",
+    "State",
+    "fingerprint",
+    "first_averaged",
+    "rows_mark",
+    "update_average",
+]
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -45,6 +52,8 @@ class State:
     best: dict[str, Tensor] = field(default_factory=dict)
     rows: str = ""
     mark: str = ""
+    n_clipped: int = 0
+    last_clipped: int | None = None
 
     @classmethod
     def start(
@@ -133,6 +142,8 @@ class State:
         self.best = {n: v.to(device) for n, v in saved["best"].items()}
         self.validation = [(int(at), loss) for at, loss in saved["validation"]]
         self.step, self.losses = saved["step"], saved["losses"]
+        self.n_clipped = saved.get("n_clipped", 0)
+        self.last_clipped = saved.get("last_clipped")
 
     def model_mark(self) -> str:
         """Return a hash of what moves psi but is not trained.
@@ -198,6 +209,8 @@ class State:
             "rows": self.rows,
             "model": self.model_mark(),
             "step": self.step,
+            "n_clipped": self.n_clipped,
+            "last_clipped": self.last_clipped,
             "losses": self.losses,
             "parameters": {n: p.detach() for n, p in self.parameters.items()},
             "average": self.average,
@@ -288,12 +301,17 @@ def fingerprint(units: Units) -> str:
     return digest.hexdigest()
 
 
+def first_averaged(recipe: Recipe) -> int:
+    """Return the step after which parameters are averaged; `steps` where never."""
+    share = recipe.average_from
+    return recipe.steps if share is None else int(share * recipe.steps)
+
+
 def update_average(state: State) -> None:
     """Fold the parameters into their running mean, once averaging has begun."""
-    share = state.recipe.average_from
-    if share is None:
+    if state.recipe.average_from is None:
         return
-    count = state.step - int(share * state.recipe.steps)
+    count = state.step - first_averaged(state.recipe)
     if count < 1:
         return
     with torch.no_grad():

@@ -22,6 +22,7 @@ __all__ = [
     "check_text",
     "check_texts",
     "digest_of",
+    "refuse_cut_documents",
     "refuse_leakage",
     "tokenize",
 ]
@@ -194,6 +195,51 @@ def refuse_leakage(training: Any, test: Any, name: str) -> None:
                 f"{known[digest]!r}; remove it from one of them, or the held-out "
                 "loss is not held out."
             )
+
+
+_FEWEST_CUTS = 3  # coincidences of a few are possible, of all of them are not
+
+
+def refuse_cut_documents(units: Any, tokens: Tensor, targets: Tensor) -> None:
+    """Refuse rows of one document that count as independent units.
+
+    Their psi are dependent, and an interval that takes them as independent is too
+    short. Two marks: more units than documents, and a row of another unit that goes on
+    with the last token that the row before it predicts.
+
+    Parameters
+    ----------
+    units : Units
+    tokens, targets : (n, T) tensors
+        Of the first n rows.
+
+    Raises
+    ------
+    DataError
+        If either mark is there.
+    """
+    known = len(getattr(units, "digests", ()))
+    cure = (
+        "A unit is a document, whose psi sums over its rows: give the rows of one "
+        "document one label `unit`, as Documents.from_texts does."
+    )
+    if 0 < known < units.n_units:
+        raise DataError(
+            f"`documents` has {units.n_units} units, but only {known} documents: rows "
+            f"of one document would count as independent. {cure}"
+        )
+    labels = np.asarray(units.unit)[: len(tokens)]
+    last = torch.where(targets == IGNORED, -1, torch.arange(targets.shape[1]))
+    ends = targets.gather(1, last.max(1, keepdim=True).values.clamp_min(0)).squeeze(1)
+    is_new = torch.as_tensor(labels[1:] != labels[:-1])
+    within = is_new & (tokens[1:, 0] != tokens[0, 0])  # not at a start symbol
+    goes_on = within & (tokens[1:, 0] == ends[:-1])
+    if int(goes_on.sum()) >= _FEWEST_CUTS and torch.equal(goes_on, within):
+        raise DataError(
+            f"`documents` has {int(goes_on.sum())} rows that go on with the token that "
+            f"the row before ends with (row {int(goes_on.nonzero()[0]) + 1} first), "
+            f"each under another label: one document was cut into units. {cure}"
+        )
 
 
 def _named_digests(units: Any) -> list[tuple[str, str]]:

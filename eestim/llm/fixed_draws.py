@@ -22,10 +22,10 @@ from torch.nn.utils import vector_to_parameters
 from eestim.covariance.base import sensitivity_factor
 from eestim.errors import DataError, InferenceError
 from eestim.inference._crossing import checked_level, crossing, wanted_places
-from eestim.llm.scores import Which, chosen, parameter_names, score_sets
+from eestim.llm.parameters import Which, chosen, parameter_names
+from eestim.llm.scores import independent_units, score_sets
 from eestim.llm.sensitivities import check_dense, sensitivity
 from eestim.llm.surrogates import LatentEquation, check_draws
-from eestim.llm.training import as_units
 
 __all__ = ["FixedDraws"]
 
@@ -105,7 +105,7 @@ class FixedDraws:
                 "across nearby parameters here, which takes float64. Call "
                 "`model.double()`, or use `infer`."
             )
-        self._units = as_units(self._model, documents)
+        self._units = independent_units(self._model, documents)
         self._equation = equation
         self._options: dict[str, Any] = {
             "draws": draws,

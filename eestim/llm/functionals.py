@@ -91,7 +91,8 @@ def log_loss(
     ----------
     documents : Units, or list of str
         Held-out documents, taken as given: `infer` then reports the uncertainty of the
-        parameters, and `evaluate` that of the choice of documents.
+        parameters, and `evaluate` that of the choice of documents. `infer` refuses
+        documents of the fit.
     baseline : LatentModel, optional
         A fixed model whose loss on the same tokens is subtracted.
     draws : int
@@ -134,6 +135,8 @@ def log_loss(
             other = mean(baseline).to(found)
         return found - other
 
+    marked: Any = value
+    marked.documents = documents  # `infer` refuses those that it was fitted to
     value.__name__ = "log loss" if baseline is None else "log loss difference"
     return _of_law(value)
 

@@ -17,33 +17,36 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from eestim.covariance.base import sensitivity_factor
 from eestim.equations import Evaluated
-from eestim.errors import (
-    IdentificationError,
-    InferenceError,
-    InterpolationError,
-)
+from eestim.errors import InferenceError, InterpolationError
 from eestim.estimation import Estimate, estimate
 from eestim.findings import Finding
-from eestim.llm.invariances import (
-    Orbit,
-    gradient_across,
-    operators_across,
-    orbit_of,
+from eestim.llm.delta_method import (
+    labels_of,
+    refuse_seen,
+    refuse_zero,
+    value_and_gradient,
 )
-from eestim.llm.matrix_free import Influence, Solver, influence, latent_operators
-from eestim.llm.scores import Which, chosen, parameter_names, score_sets
-from eestim.llm.sensitivities import MOST_DENSE, check_dense, sensitivity
+from eestim.llm.influences import (
+    Problem,
+    dense_influences,
+    free_influences,
+    pull_of,
+)
+from eestim.llm.invariances import gradient_across, orbit_of
+from eestim.llm.matrix_free import Solver
+from eestim.llm.parameters import Which, refuse_frozen
+from eestim.llm.protocols import Units
+from eestim.llm.scores import independent_units
+from eestim.llm.sensitivities import MOST_DENSE, check_dense
 from eestim.llm.surrogates import LatentEquation
-from eestim.llm.variance_split import split_variance
+from eestim.llm.variance_split import data_share, split_variance
 from eestim.roots import Root, Status
 
 __all__ = ["infer", "squared_size"]
 
 Array = npt.NDArray[np.float64]
 _SIZE_WARNED = 3.0  # standard errors of tr(CC') from the boundary
-_SOLVE_WARNED = 0.01  # of the standard error
 _DOF = "G-1"
 _NO_SPREAD = 1e-12  # spread of influences relative to their size
 
@@ -112,15 +115,19 @@ def infer(
     draws : int
         K, as in training.
     passes : float
-        E, how often training met each unit with fresh draws (`Fit.passes`), its
-        iterates averaged. 1 for draws used once or fixed; infinity leaves the noise of
-        the data alone.
+        E, how often training met each unit with fresh draws while its iterates were
+        averaged (`Fit.averaged_passes`; with `Fit` at hand use
+        `eestim.llm.sgd_inference.plug_in`). 1 for draws used once or fixed; below 1
+        where the average holds a share of the units only; infinity leaves the noise
+        of the data alone.
     sets : int
         Independent sets of draws, at least two, that A is averaged over and that tell
         the noise of the draws from that of the data. Of a model without a latent one
         set is all there is.
-    parameters : {"perturbation", "all"}
-        What was estimated. "perturbation" takes the base as known.
+    parameters : {"perturbation", "all", "trained"}
+        What was estimated. "perturbation" takes the base as known; "trained" takes
+        what has ``requires_grad``: LoRA adapters, say, without the base below them.
+        Frozen parameters beside trained ones are refused unless `ridge` pulls them.
     kind : {"observed", "expected"}
         Form of A, see `sensitivity`. "observed" holds under misspecification, but
         needs many units where psi is sharply curved.
@@ -163,57 +170,87 @@ def infer(
         statistic has its usual law (use `no_perturbation`).
     ConvergenceError
         If the matrix-free solve does not reach its tolerance.
+    DataError
+        If the functional is a loss on documents that the parameters were fitted to,
+        or rows of one document count as independent units.
     """
     _check_numbers(ridge, tolerance, max_iterations)
-    value, gradient = _functional(model, functional, parameters)
-    labels = names or _labels(functional, len(value))
-    if len(labels) != len(value):
-        raise ValueError(
-            f"`names` has {len(labels)} entries for {len(value)} values of the "
-            "functional."
-        )
-    has_latent = bool(getattr(model, "has_latent", True))
-    sets = sets if has_latent else 1
-    if sets < 1 + has_latent or not passes >= 1:
-        raise ValueError(
-            f"`sets` is {sets} and `passes` {passes}; two sets of draws or more tell "
-            "their noise from that of the data, and training met the data once or "
-            "more."
-        )
-    _refuse_zero(model, gradient, labels)
-    count = gradient.shape[1]
-    if method == "auto":
-        method = "dense" if count <= MOST_DENSE else "matrix-free"
-    if method not in ("dense", "matrix-free"):
-        raise ValueError(
-            f"`method` is {method!r}; expected 'auto', 'dense' or 'matrix-free'."
-        )
-    options: dict[str, Any] = {
-        "draws": draws,
-        "parameters": parameters,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
+    value, gradient = value_and_gradient(model, functional, parameters)
+    labels = _checked_labels(names, functional, len(value))
+    sets = _checked_sets(model, sets, passes)
+    refuse_zero(model, gradient, labels)
+    if ridge == 0.0:
+        refuse_frozen(model, parameters)
+    units = independent_units(model, documents)
+    refuse_seen(model, functional, units)
+    _check_part_of_a_pass(units, passes)
     orbit = orbit_of(model, parameters)
     gradient, findings = gradient_across(
         orbit, gradient, labels, model, parameters,
         is_of_law=bool(getattr(functional, "depends_on_law", False)),
     )  # fmt: skip
-    pull = _pull(model, reference, parameters, ridge)
-    if method == "dense":
-        check_dense(count)
-        table = _dense(
-            model, documents, equation, gradient, orbit, sets, kind, ridge, options,
-            pull,
-        )  # fmt: skip
+    problem = Problem(
+        model, units, equation, draws, sets, parameters, kind, ridge,
+        pull_of(model, reference, parameters, ridge), orbit, batch_size, seed,
+    )  # fmt: skip
+    if _route(method, gradient.shape[1]) == "dense":
+        table = dense_influences(problem, gradient)
     else:
-        table, accuracy = _free(
-            model, documents, equation, gradient, labels, orbit, sets, kind, ridge,
-            tolerance, max_iterations, options, solver, pull,
-        )  # fmt: skip
+        table, accuracy = free_influences(
+            problem, gradient, labels, solver, tolerance, max_iterations
+        )
         findings = (*findings, accuracy)
     made = _assembled(table, value, labels, passes, findings)
     return _with_size_finding(made) if functional is squared_size else made
+
+
+def _checked_labels(
+    names: tuple[str, ...] | None, functional: Any, count: int
+) -> tuple[str, ...]:
+    """Return the names of the values."""
+    labels = names or labels_of(functional, count)
+    if len(labels) != count:
+        raise ValueError(
+            f"`names` has {len(labels)} entries for {count} values of the functional."
+        )
+    return labels
+
+
+def _checked_sets(model: nn.Module, sets: int, passes: float) -> int:
+    """Return the sets of draws, one where there is no latent."""
+    has_latent = bool(getattr(model, "has_latent", True))
+    sets = sets if has_latent else 1
+    if sets < 1 + has_latent or not passes > 0:
+        raise ValueError(
+            f"`sets` is {sets} and `passes` {passes}; two sets of draws or more tell "
+            "their noise from that of the data, and training met the data, or a share "
+            "of them."
+        )
+    return sets
+
+
+def _check_part_of_a_pass(units: Units, passes: float) -> None:
+    """Refuse a part of a pass over units whose rows came at random times."""
+    if passes < 1 and len(units.unit) > units.n_units:
+        raise InferenceError(
+            f"`passes` is {passes:g}, but {units.n_units} units have "
+            f"{len(units.unit)} rows: a part of a pass met some rows of a unit and not "
+            "others, and its variance is not one of units. Average over a whole pass, "
+            "or cut each unit to one row."
+        )
+
+
+def _route(method: str, count: int) -> str:
+    """Return "dense" or "matrix-free"."""
+    if method == "auto":
+        return "dense" if count <= MOST_DENSE else "matrix-free"
+    if method not in ("dense", "matrix-free"):
+        raise ValueError(
+            f"`method` is {method!r}; expected 'auto', 'dense' or 'matrix-free'."
+        )
+    if method == "dense":
+        check_dense(count)
+    return method
 
 
 def _with_size_finding(made: Estimate) -> Estimate:
@@ -234,104 +271,6 @@ def _with_size_finding(made: Estimate) -> Estimate:
     )
     spread = replace(made.spread, findings=(*made.spread.findings, found))
     return replace(made, spread=spread)
-
-
-def _dense(
-    model: nn.Module,
-    documents: Any,
-    equation: LatentEquation | None,
-    gradient: Array,
-    orbit: Orbit,
-    sets: int,
-    kind: Literal["observed", "expected"],
-    ridge: float,
-    options: dict[str, Any],
-    pull: Array,
-) -> Array:
-    """Return c'psi (sets, n, k) by a stored A on the identified directions."""
-    A = sensitivity(model, documents, equation, passes=sets, kind=kind, **options)
-    A = A + ridge * np.eye(len(A))
-    labels: tuple[str, ...] = parameter_names(model, options["parameters"])
-    inner, slope = gradient.T, A
-    frame = orbit.frame() if orbit.dimension else None
-    if frame is not None:
-        slope, inner = frame.T @ A @ frame, frame.T @ gradient.T
-        labels = tuple(f"direction {j}" for j in range(len(slope)))
-    weights = sensitivity_factor(slope, labels).solve_transpose(inner)
-    c = weights if frame is None else frame @ weights
-    found = score_sets(model, documents, equation, passes=sets, **options)
-    return np.stack([psi @ c for psi in found]) - pull @ c
-
-
-def _free(
-    model: nn.Module,
-    documents: Any,
-    equation: LatentEquation | None,
-    gradient: Array,
-    labels: tuple[str, ...],
-    orbit: Orbit,
-    sets: int,
-    kind: Literal["observed", "expected"],
-    ridge: float,
-    tolerance: float | None,
-    max_iterations: int | None,
-    options: dict[str, Any],
-    solver: Solver,
-    pull: Array,
-) -> tuple[Array, Finding]:
-    """Return c'psi (sets, n, k) without matrices, and the accuracy of the solves."""
-    maps = latent_operators(
-        model, documents, equation, sets=sets, kind=kind, ridge=ridge, **options
-    )
-    if tolerance is None:
-        first = next(iter(chosen(model, options["parameters"]).values()))
-        tolerance = 1e-9 if first.dtype == torch.float64 else 1e-5
-    maps = operators_across(maps, orbit)
-    n_units = maps.n_units // sets
-    found = [
-        influence(maps, row, label, n_units, tolerance, max_iterations, solver)
-        for row, label in zip(gradient, labels, strict=True)
-    ]
-    table = np.stack(
-        [s.rows - pull @ orbit.across(s.coefficients) for s in found], axis=-1
-    )
-    return table, _solve_finding(found, tolerance)
-
-
-def _pull(
-    model: nn.Module, reference: nn.Module | None, which: Which, ridge: float
-) -> Array:
-    """Return the penalty's part of psi, ridge times theta less the reference, (P,)."""
-    here = chosen(model, which)
-    there = here if reference is None or ridge == 0.0 else chosen(reference, which)
-    if [p.shape for p in here.values()] != [p.shape for p in there.values()]:
-        raise ValueError(
-            "`reference` has parameters of other shapes than `model`; give the model "
-            "that the penalty pulls to."
-        )
-    parts = [
-        ridge * (here[name].detach().double() - there[name].detach().double()).flatten()
-        for name in here
-    ]
-    return torch.cat(parts).cpu().numpy()
-
-
-def _solve_finding(found: list[Influence], tolerance: float) -> Finding:
-    """Return how far the solves are from exact, on the scale of the interval."""
-    worst = max(found, key=lambda solved: solved.solve_error)
-    is_small = worst.solve_error < _SOLVE_WARNED
-    known = np.isfinite(worst.condition)  # MINRES does not estimate it
-    condition = f", condition {worst.condition:.1e}" if known else ""
-    return Finding(
-        "solve accuracy",
-        "pass" if is_small else "warn",
-        worst.solve_error,
-        _SOLVE_WARNED,
-        f"Going on to a tenth of the residual changed the standard error by "
-        f"{worst.solve_error:.1e} of itself (relative residual {worst.residual:.1e}, "
-        f"{worst.iterations} iterations{condition}).",
-        "" if is_small else f"Lower `tolerance` (it is {tolerance:.0e}).",
-    )
 
 
 def _assembled(
@@ -362,7 +301,7 @@ def _assembled(
     if len(table) == 1:  # no latent: nothing to split
         spread_of = replace(
             made.spread,
-            matrix=made.spread.matrix * (n_units / free),
+            matrix=made.spread.matrix * (n_units / free * data_share(passes)),
             rule="sandwich, centred",
             findings=(*made.spread.findings, *findings),
             coordinates=None,
@@ -388,25 +327,6 @@ def _assembled(
     )
 
 
-def _refuse_zero(model: nn.Module, gradient: Array, labels: tuple[str, ...]) -> None:
-    """Refuse Wald inference at a perturbation of size zero."""
-    perturbation: Any = getattr(model, "perturbation", None)
-    directions = getattr(perturbation, "directions", None)
-    if directions is not None and not bool(directions.detach().any()):
-        raise IdentificationError(
-            "`model` has a perturbation of size zero, where the law of the data does "
-            "not change to first order and A is singular: neither a standard error nor "
-            "a Wald statistic of C has its usual law there. Test it by the one-sided "
-            "score, `no_perturbation(model, documents)`."
-        )
-    for label, row in zip(labels, gradient, strict=True):
-        if not row.any():
-            raise IdentificationError(
-                f"`functional` {label!r} does not depend on the parameters; choose "
-                "one that varies with them."
-            )
-
-
 def _check_numbers(
     ridge: float, tolerance: float | None, max_iterations: int | None
 ) -> None:
@@ -419,62 +339,3 @@ def _check_numbers(
         raise ValueError(
             f"`max_iterations` is {max_iterations}; it must be at least 1."
         )
-
-
-def _value_of(functional: Any, model: nn.Module) -> Tensor:
-    """Return the value of a functional, flat, after checking what it is."""
-    if not callable(functional):
-        raise TypeError(
-            f"`functional` is {functional!r}; expected a function from the model to a "
-            "tensor, such as squared_size."
-        )
-    found = functional(model)
-    if not isinstance(found, Tensor) or found.numel() == 0 or not found.requires_grad:
-        shown = type(found).__name__
-        if isinstance(found, Tensor):
-            shown = "empty" if found.numel() == 0 else "cut off from the parameters"
-        raise TypeError(
-            f"`functional` gives a value that is {shown}; expected a tensor that is "
-            "differentiable in the model's parameters, made without detach, item or "
-            "numpy."
-        )
-    flat: Tensor = found.reshape(-1)
-    return flat
-
-
-def _functional(
-    model: nn.Module, functional: Callable[[nn.Module], Tensor], which: Which
-) -> tuple[Array, Array]:
-    """Return the value (k,) and the gradient (k, P) of the functional."""
-    wanted = chosen(model, which)
-    flags = {name: p.requires_grad for name, p in wanted.items()}
-    for p in wanted.values():
-        p.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            value = _value_of(functional, model)
-            rows = []
-            for entry in value:
-                found = torch.autograd.grad(
-                    entry,
-                    list(wanted.values()),
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-                rows.append(torch.cat([f.flatten() for f in found]))
-    finally:
-        for name, p in wanted.items():
-            p.requires_grad_(flags[name])
-    gradient = torch.stack(rows).double().cpu().numpy()
-    if not (bool(torch.isfinite(value).all()) and np.isfinite(gradient).all()):
-        raise InferenceError(
-            f"`functional` has the value {value.tolist()[:3]} and a gradient of which "
-            f"{int((~np.isfinite(gradient)).sum())} entries are not finite; use one "
-            "that is smooth here, and see whether all weights are finite."
-        )
-    return value.detach().double().cpu().numpy(), gradient
-
-
-def _labels(functional: Any, count: int) -> tuple[str, ...]:
-    name = getattr(functional, "__name__", "functional").strip("<>")
-    return (name,) if count == 1 else tuple(f"{name}[{j}]" for j in range(count))

@@ -20,8 +20,8 @@ from torch import nn
 from eestim.asymptotics.operators import EquationOperators
 from eestim.errors import IdentificationError
 from eestim.findings import Finding
+from eestim.llm.parameters import Which, chosen, name_at
 from eestim.llm.perturbations import Perturbation
-from eestim.llm.scores import Which, chosen, name_at
 
 __all__ = ["Orbit", "gradient_across", "operators_across", "orbit_of"]
 
@@ -77,15 +77,16 @@ def orbit_of(model: nn.Module, which: Which) -> Orbit:
     sizes = {name: p.numel() for name, p in chosen(model, which).items()}
     count = sum(sizes.values())
     perturbation = getattr(model, "perturbation", None)
-    if not isinstance(perturbation, Perturbation):
+    own = [name for name in sizes if name.startswith("perturbation.")]
+    if not isinstance(perturbation, Perturbation) or not own:
         return Orbit(count, np.arange(0), np.zeros((0, 0)))
-    tangents = perturbation.invariances().double().cpu().numpy()
+    tangents = _leaving(perturbation, own)
     begins = np.cumsum([0, *sizes.values()])[:-1]
     places = np.concatenate(
         [
             begin + np.arange(size)
             for begin, (name, size) in zip(begins, sizes.items(), strict=True)
-            if name.startswith("perturbation.")
+            if name in own
         ]
     )
     if tangents.shape[1] == 0:
@@ -93,6 +94,24 @@ def orbit_of(model: nn.Module, which: Which) -> Orbit:
     left, size, _ = np.linalg.svd(tangents, full_matrices=False)
     rank = int((size > _RANK * size.max(initial=0.0)).sum())
     return Orbit(count, places, left[:, :rank])
+
+
+def _leaving(perturbation: Perturbation, own: list[str]) -> Array:
+    """Return the tangents that move none of the entries that are not estimated."""
+    tangents: Array = perturbation.invariances().double().cpu().numpy()
+    kept = np.concatenate(
+        [
+            np.full(p.numel(), f"perturbation.{name}" in own)
+            for name, p in perturbation.named_parameters()
+        ]
+    )
+    if kept.all() or tangents.shape[1] == 0:
+        free: Array = tangents[kept]
+        return free
+    _, size, right = np.linalg.svd(tangents[~kept])
+    rank = int((size > _RANK * size.max(initial=0.0)).sum())
+    found: Array = tangents[kept] @ right[rank:].T
+    return found
 
 
 def gradient_across(

@@ -22,15 +22,16 @@ from eestim.errors import CapabilityError, IdentificationError
 from eestim.llm.biased import IWAE, NoiseAveraged, SharedDraw
 from eestim.llm.equations import Brier
 from eestim.llm.limits import check_independence
+from eestim.llm.parameters import Which, chosen
 from eestim.llm.protocols import Units, check_model
-from eestim.llm.scores import Which, chosen, equation_parts, logits_at, unit_batches
+from eestim.llm.score_rules import logits_at
+from eestim.llm.scores import equation_parts, independent_units, unit_batches
 from eestim.llm.sensitivities import (
     check_expected,
     check_precision,
     plain_attention,
 )
 from eestim.llm.surrogates import LatentEquation, check_draws
-from eestim.llm.training import as_units
 
 __all__ = ["Influence", "influence", "latent_operators"]
 
@@ -111,7 +112,7 @@ def latent_operators(
     if not (np.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"`ridge` is {ridge}; it must be non-negative and finite.")
     wanted = chosen(model, parameters)
-    batches = _Batches(as_units(model, documents), batch_size, seed, sets)
+    batches = _Batches(independent_units(model, documents), batch_size, seed, sets)
 
     def made(*, as_trained: bool) -> EquationOperators:
         parts = equation_parts(equation, wanted, as_trained=as_trained)

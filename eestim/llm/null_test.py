@@ -30,9 +30,10 @@ from torch.func import functional_call, grad, jacrev, jvp
 from eestim.covariance.base import sensitivity_factor
 from eestim.errors import CapabilityError, InferenceError
 from eestim.llm.averaging import standard_normal
+from eestim.llm.parameters import count_parameters
 from eestim.llm.prefix import as_token_batch
 from eestim.llm.protocols import check_model, split_parameters
-from eestim.llm.scores import count_parameters, refuse_non_finite, unit_batches
+from eestim.llm.scores import refuse_non_finite, unit_batches
 from eestim.llm.sensitivities import plain_attention
 from eestim.llm.surrogates import log_probabilities, only_kept, pick
 from eestim.llm.training import as_units

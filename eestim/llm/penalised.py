@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from eestim.errors import ConvergenceError
 from eestim.llm.equations import Brier
-from eestim.llm.scores import Which, chosen, equation_parts, unit_batches
+from eestim.llm.parameters import Which, chosen
+from eestim.llm.scores import equation_parts, independent_units, unit_batches
 from eestim.llm.surrogates import LatentEquation, check_draws
-from eestim.llm.training import as_units
 
 __all__ = ["PenalisedRoot", "solve_penalised"]
 
@@ -139,7 +139,7 @@ def solve_penalised(
             "`reference` shares its parameters with `model`, so the point that the "
             "penalty pulls to would move along; give a copy (copy.deepcopy(model))."
         )
-    units = as_units(model, documents)
+    units = independent_units(model, documents)
 
     def put(away: Block) -> None:
         with torch.no_grad():

@@ -44,6 +44,13 @@ class Recipe:
     validate_every, patience : int or None
         Steps between looks at the held-out loss, and looks without a better one
         after which the fit stops.
+    schedule : {"cosine", "power"}
+        After the warm-up the rate falls along a cosine to `final`, or like
+        :math:`(t / t_w)^{-a}` from its peak, t the steps so far and :math:`t_w` those
+        of the warm-up. Only the second has the limit law of averaged descent, see
+        `eestim.llm.sgd_inference`.
+    exponent : float
+        a of the power law, between 1/2 and 1.
     """
 
     equation: str
@@ -64,6 +71,8 @@ class Recipe:
     penalty: str = "None"
     validate_every: int | None = None
     patience: int | None = None
+    schedule: Literal["cosine", "power"] = "cosine"
+    exponent: float = 0.6
 
     def __post_init__(self) -> None:
         counts = ("draws", "steps", "batch_size", "accumulate")
@@ -113,11 +122,22 @@ class Recipe:
             raise ValueError(
                 f"`average_from` is {self.average_from}; it must lie in [0, 1)."
             )
+        if self.schedule not in ("cosine", "power"):
+            raise ValueError(
+                f"`schedule` is {self.schedule!r}; expected 'cosine' or 'power'."
+            )
+        if not 0.5 < self.exponent < 1.0:
+            raise ValueError(
+                f"`exponent` is {self.exponent}; steps that fall like t ** -a average "
+                "to a root with a normal law only for a between 1/2 and 1."
+            )
 
     def rate(self, step: int) -> float:
         """Return the share of the peak learning rate at a step, 0 to steps - 1."""
         if step < self.warmup:
             return (step + 1) / self.warmup
+        if self.schedule == "power":
+            return float(((step + 1) / max(1, self.warmup)) ** -self.exponent)
         span = max(1, self.steps - self.warmup)
         cosine = (1 + math.cos(math.pi * (step - self.warmup) / span)) / 2
         return self.final + (1 - self.final) * cosine
@@ -155,6 +175,13 @@ class Fit:
         Step whose parameters the model was left with, where there was a held-out set.
     tokens_per_second : float
         Observed positions; each is seen under all draws.
+    averaged_passes : float
+        Times that each row was used while the parameters were averaged; 0 where they
+        were not. This is what `infer` calls `passes`.
+    n_clipped : int
+        Steps whose gradient was clipped.
+    last_clipped : int or None
+        The last of them: a clipped gradient is another equation.
     """
 
     recipe: Recipe
@@ -171,6 +198,9 @@ class Fit:
     )
     best_step: int | None = None
     tokens_per_second: float = 0.0
+    averaged_passes: float = 0.0
+    n_clipped: int = 0
+    last_clipped: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,17 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eestim.errors import CapabilityError, DataError
 from eestim.llm.equations import Brier
 from eestim.llm.limits import check_independence
+from eestim.llm.parameters import Which, chosen, count_parameters
 from eestim.llm.protocols import check_model
-from eestim.llm.scores import (
-    Which,
-    chosen,
-    count_parameters,
-    equation_parts,
-    logits_at,
-    unit_batches,
-)
+from eestim.llm.score_rules import logits_at
+from eestim.llm.scores import equation_parts, independent_units, unit_batches
 from eestim.llm.surrogates import LatentEquation, check_draws
-from eestim.llm.training import as_units
 
 __all__ = [
     "MOST_DENSE",
@@ -90,7 +84,7 @@ def sensitivity(
         raise ValueError(f"`kind` is {kind!r}; expected 'observed' or 'expected'.")
     if kind == "expected":
         check_expected(equation)
-    units = as_units(model, documents)
+    units = independent_units(model, documents)
     wanted = chosen(model, parameters)
     check_dense(count_parameters(wanted))
     check_precision(model)

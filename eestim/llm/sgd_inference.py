@@ -4,7 +4,8 @@ For one pass over independent units with steps :math:`\gamma_0 t^{-a}`, a in (1/
 the average of the path of a functional h is asymptotically normal (Polyak and
 Ruppert). Three ways to its scale:
 
-- *plug-in*: `infer` at the averaged parameters, shortest where A can be had;
+- *plug-in*: `plug_in`, A and M at the averaged parameters, shortest where A can be
+  had;
 - *random scaling*: the path's own fluctuations, no A needed, wider intervals;
 - *batch means*: under-covers at practical lengths.
 
@@ -12,9 +13,10 @@ A fourth, A and M averaged along the path instead of taken at its average, is
 `eestim.diagnostics.sgd.plug_in`: add the `Moments` of each step and leave out the first
 tenth. It has the limit of the plug-in, and needs an A for each step that is added.
 
-Limits. `fit` warms up and then follows a cosine, so `check_fit` refuses its record:
-paths come from a loop with the steps above. A clipped gradient is another equation,
-whose root is not that of psi unless clipping stops early in the path. The rows of one
+Limits. `fit(..., schedule="power", optimizer="sgd", clip=math.inf)` takes the steps
+above once it has warmed up; `check_fit` refuses the record of other recipes. A clipped
+gradient is another equation, whose root is not that of psi unless clipping stops early
+in the path; the record counts clipped steps, and both ways refuse them. The rows of one
 step must be whole units: where a document has several rows, they come at random times,
 and the path's own scale takes them as independent and is too short. `infer` sums them.
 
@@ -26,23 +28,37 @@ scaling describes the noise of descent, not that of the data): use `infer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
+from torch import Tensor, nn
 
 from eestim.diagnostics.sgd import PathAverage, batch_means
 from eestim.errors import InferenceError
+from eestim.estimation import Estimate
+from eestim.llm.checkpoints import first_averaged
+from eestim.llm.equations import Brier
+from eestim.llm.inference import infer, squared_size
 from eestim.llm.recipe import Fit
+from eestim.llm.scores import independent_units
+from eestim.llm.surrogates import LatentEquation
 
-__all__ = ["check_fit", "joint_critical_value", "joint_test", "path_interval"]
+__all__ = [
+    "check_fit",
+    "joint_critical_value",
+    "joint_test",
+    "path_interval",
+    "plug_in",
+]
 
 Array = npt.NDArray[np.float64]
 _TERMS = 300  # of the Karhunen-Loeve series
 _SHORTEST = 100
+_FEW_PASSES = 2  # below, the residual says nothing of the root
 
 
 def check_fit(fit: Fit) -> None:
@@ -53,6 +69,16 @@ def check_fit(fit: Fit) -> None:
     InferenceError
         Naming what in the recipe is at odds, and `infer` as the way out.
     """
+    faults = _path_faults(fit)
+    if faults:
+        raise InferenceError(
+            f"`fit` has no path whose own scale gives intervals: {'; '.join(faults)}. "
+            "Use `infer` at the fitted parameters."
+        )
+
+
+def _path_faults(fit: Fit) -> list[str]:
+    """Return what in a recipe is at odds with the limit law of one pass."""
     recipe: Any = fit.recipe
     faults = []
     if recipe.optimizer != "sgd":
@@ -68,17 +94,141 @@ def check_fit(fit: Fit) -> None:
         faults.append(f"the path has {len(shares)} steps, fewer than {_SHORTEST}")
     elif not _is_power(log_step, np.log(shares[later])):
         faults.append("steps do not fall like t ** -a with a in (1/2, 1)")
-    if faults:
-        raise InferenceError(
-            f"`fit` has no path whose own scale gives intervals: {'; '.join(faults)}. "
-            "Use `infer` at the fitted parameters."
-        )
+    return faults + _clipping(fit, recipe.steps // 10)
+
+
+def _clipping(fit: Fit, first: int) -> list[str]:
+    """Return that gradients were clipped from step `first` on, if they were."""
+    if fit.last_clipped is None or fit.last_clipped < first:
+        return []
+    return [
+        f"gradients were clipped at {fit.n_clipped} steps, last at step "
+        f"{fit.last_clipped}, which is the equation of another root (clip=math.inf)"
+    ]
 
 
 def _is_power(log_step: Array, log_rate: Array) -> bool:
     slope, offset = np.polyfit(log_step, log_rate, 1)
     gap = np.abs(log_rate - offset - slope * log_step).max()
     return bool(0.5 < -slope < 1.0 and gap < 0.05)
+
+
+def plug_in(
+    model: nn.Module,
+    documents: Any,
+    functional: Callable[[nn.Module], Tensor] = squared_size,
+    equation: LatentEquation | None = None,
+    *,
+    fit: Fit,
+    **options: Any,
+) -> Estimate:
+    r"""Return the estimate of a functional at averaged parameters, A and M there too.
+
+    .. math:: \sqrt n (\bar\theta - \theta_0) \to N(0, A^{-1} M_E A^{-\top}), \quad
+        M_E = \Big(1 + \frac{f (1 - f)}{E^2}\Big) M_\infty + \frac{M_1 - M_\infty}{E}
+
+    with E the passes **that the average holds** (`Fit.averaged_passes`), f its
+    fraction; one pass averaged from its tenth step in a hundred on has E = 0.9 and
+    the variance :math:`A^{-1} M_1 A^{-\top} / (0.9 n)`. This is `infer` with what the
+    record says of K, E and the recipe, after a look at what would make it wrong.
+
+    Limits. The law is that of steps :math:`t^{-a}` whose sum is long against the
+    slowest direction, :math:`\lambda_{min}(A) \sum \gamma_t \gg 1`; the path must have
+    reached the root before averaging began. Below two passes this cannot be seen
+    afterwards, because the noise of the draws hides the residual, so plain descent with
+    these steps is asked for; from two on any optimizer may have led there, and
+    the residual of the estimate shows how near.
+
+    Parameters
+    ----------
+    model : LatentModel
+        As `fit` left it.
+    documents, functional, equation
+        As for `infer`; the equation that was solved.
+    fit : Fit
+        The record of the fit.
+    **options
+        Of `infer`, but `draws`, `passes`, `ridge` and `reference`.
+
+    Raises
+    ------
+    InferenceError
+        If parameters were not averaged, the best of several looks was kept, weights
+        decayed, a penalty pulled, gradients were clipped while parameters were
+        averaged, or a short average was not one of plain descent with falling steps.
+    ValueError
+        If the equation or the data are not those of the record.
+
+    References
+    ----------
+    Polyak and Juditsky (1992), SIAM J. Control Optim. 30, 838-855.
+
+    Examples
+    --------
+    >>> import math
+    >>> from eestim.llm import Brier, fit
+    >>> from eestim.llm.synthetic import BinaryModel, binary_data
+    >>> model, data = BinaryModel(), binary_data(4000, seed=0)
+    >>> record = fit(
+    ...     model, data, Brier(), draws=2, steps=200, batch_size=20, optimizer="sgd",
+    ...     learning_rate=1.0, clip=math.inf, schedule="power", average_from=0.1,
+    ... )
+    >>> made = plug_in(
+    ...     model, data, lambda m: m.a, Brier(), fit=record, parameters="all",
+    ...     batch_size=4000, names=("a",),
+    ... )
+    >>> made.names, round(record.averaged_passes, 6)
+    (('a',), 0.9)
+    """
+    own = {"draws", "passes", "ridge", "reference"} & set(options)
+    if own:
+        raise ValueError(
+            f"`{min(own)}` is what the record of the fit says; leave it out, or use "
+            "`infer`."
+        )
+    equation = Brier() if equation is None else equation
+    if repr(equation) != fit.recipe.equation:
+        raise ValueError(
+            f"`equation` is {equation!r}, but `fit` solved {fit.recipe.equation}."
+        )
+    units = independent_units(model, documents)
+    if units.n_units != fit.n_units:
+        raise ValueError(
+            f"`documents` has {units.n_units} units, but `fit` met {fit.n_units}; give "
+            "its training data."
+        )
+    faults = _average_faults(fit)
+    if faults:
+        raise InferenceError(
+            f"`fit` left no average whose law is that of a root: {'; '.join(faults)}."
+        )
+    return infer(
+        model, units, functional, equation, draws=fit.recipe.draws,
+        passes=fit.averaged_passes, **options,
+    )  # fmt: skip
+
+
+def _average_faults(fit: Fit) -> list[str]:
+    """Return what parts the parameters that a fit left from an average at a root."""
+    recipe, faults = fit.recipe, []
+    if fit.averaged_passes <= 0:
+        faults.append("parameters were not averaged (average_from=0.1)")
+    if fit.best_step is not None:
+        faults.append(f"the parameters are those of the look at step {fit.best_step}")
+    if recipe.weight_decay > 0:
+        faults.append(f"weights decay by {recipe.weight_decay}")
+    if recipe.penalty != "None":
+        faults.append(f"{recipe.penalty} pulled at the size of the perturbation")
+    if 0 < fit.averaged_passes < _FEW_PASSES:
+        if recipe.optimizer != "sgd" or recipe.schedule != "power":
+            faults.append(
+                f"{fit.averaged_passes:.3g} averaged passes are of the optimizer "
+                f"{recipe.optimizer!r} with {recipe.schedule!r} steps, where "
+                f"{_FEW_PASSES} passes, or 'sgd' with schedule='power', are needed"
+            )
+        elif recipe.steps - first_averaged(recipe) < _SHORTEST:
+            faults.append(f"fewer than {_SHORTEST} steps were averaged")
+    return faults + _clipping(fit, first_averaged(recipe))
 
 
 def path_interval(
@@ -142,8 +292,8 @@ def path_interval(
         lower, upper = centre - half, centre + half
     else:
         raise ValueError(
-            f"`method` is {method!r}; expected 'random-scaling' or 'batch-means' (the "
-            "plug-in is `infer` at the averaged parameters)."
+            f"`method` is {method!r}; expected 'random-scaling' or 'batch-means' (for "
+            "the plug-in call `plug_in`)."
         )
     labels = list(names or (f"h[{j}]" for j in range(kept.shape[1])))
     return pd.DataFrame(

@@ -25,6 +25,7 @@ from eestim.llm.checkpoints import (
     CHECKPOINT,
     State,
     fingerprint,
+    first_averaged,
     rows_mark,
     update_average,
 )
@@ -85,6 +86,8 @@ def fit(
     patience: int = 3,
     head: Literal["auto", "fused", "plain"] = "auto",
     accelerator: Any = None,
+    schedule: Literal["cosine", "power"] = "cosine",
+    exponent: float = 0.6,
 ) -> Fit:
     """Solve an estimating equation by stochastic descent; the model is changed.
 
@@ -136,6 +139,12 @@ def fit(
         all logits; "auto" does so wherever the model exposes them.
     accelerator : accelerate.Accelerator, optional
         Rows of a step are split over its processes, and gradients added up.
+    schedule : {"cosine", "power"}
+        How the rates fall after the warm-up. "power" is for one pass of plain descent
+        whose average is reported, ``optimizer="sgd", average_from=0.1, clip=inf``:
+        see `eestim.llm.sgd_inference.plug_in`.
+    exponent : float
+        a of steps that fall like t ** -a, for "power".
 
     Returns
     -------
@@ -182,6 +191,8 @@ def fit(
         penalty=repr(penalty),
         validate_every=None if look is None else validate_every,
         patience=None if look is None else patience,
+        schedule=schedule,
+        exponent=exponent,
     )
     if every < 1:
         raise ValueError(f"`every` is {every}; it must be at least 1.")
@@ -363,12 +374,14 @@ def _descend(state: State, job: _Job) -> Fit:
     left = state.average if best is None else state.best
     _put(state, left)
     seconds = time.perf_counter() - begun
-    done = (state.step - first) * min(recipe.batch_size, len(job.units.unit))
+    n_rows = len(job.units.unit)
+    size = min(recipe.batch_size, n_rows)
+    done = (state.step - first) * size
     return Fit(
         recipe=recipe,
         losses=np.array(state.losses),
         n_units=job.units.n_units,
-        passes=state.step * recipe.batch_size / len(job.units.unit),
+        passes=state.step * size / n_rows,
         seconds=seconds,
         rows_per_second=done / seconds if done else 0.0,
         resumed_from=first,
@@ -377,6 +390,9 @@ def _descend(state: State, job: _Job) -> Fit:
         validation=np.array(state.validation, dtype=float).reshape(-1, 2),
         best_step=None if best is None else state.validation[best][0],
         tokens_per_second=positions / seconds,
+        averaged_passes=max(0, state.step - first_averaged(recipe)) * size / n_rows,
+        n_clipped=state.n_clipped,
+        last_clipped=state.last_clipped,
     )
 
 
@@ -456,6 +472,9 @@ def _one_step(
             parameter.grad = gradient
         if group:
             torch.nn.utils.clip_grads_with_norm_(group.values(), recipe.clip, norm)
+    if any(norm > recipe.clip for norm in found.norms):
+        state.n_clipped += 1
+        state.last_clipped = state.step
     for settings in state.optimizer.param_groups:
         settings["lr"] = settings["peak"] * recipe.rate(state.step)
     state.optimizer.step()

@@ -4,7 +4,10 @@ On the level of M, psi evaluated with one set of draws has variance
 :math:`M_1 = M_\infty + (M_1 - M_\infty)`; half the mean of
 :math:`(\psi^{(1)} - \psi^{(2)})(\psi^{(1)} - \psi^{(2)})^\top` over two independent
 sets estimates the second part. An estimate that met its data E times with fresh draws,
-its iterates averaged, has :math:`M_\infty + (M_1 - M_\infty) / E`.
+its iterates averaged, has :math:`M_\infty + (M_1 - M_\infty) / E`; where E is not
+whole, units were met unequally often, :math:`c_i` times, and the first part gains the
+factor :math:`E[c_i^2] / E^2 = 1 + f (1 - f) / E^2`, f the fraction of E. Below one pass
+both together are :math:`M_1 / E`: a share E of the units, used once.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy.typing as npt
 from eestim.errors import InferenceError
 from eestim.findings import Finding
 
-__all__ = ["VarianceSplit", "split_variance"]
+__all__ = ["VarianceSplit", "data_share", "split_variance"]
 
 Array = npt.NDArray[np.float64]
 
@@ -90,6 +93,22 @@ def _part(name: str, value: float, total: float) -> Finding:
     )
 
 
+def data_share(passes: float) -> float:
+    r"""Return the factor of the noise of the data, :math:`E[c_i^2] / E^2`.
+
+    Units are met :math:`c_i` times, the whole numbers on both sides of E.
+
+    Examples
+    --------
+    >>> data_share(3), data_share(0.5), round(data_share(1.5), 4)
+    (1.0, 2.0, 1.1111)
+    """
+    if not np.isfinite(passes):
+        return 1.0
+    part = float(passes) % 1.0
+    return 1.0 + part * (1.0 - part) / float(passes) ** 2
+
+
 def split_variance(rows: Array, passes: float) -> VarianceSplit:
     r"""Return the parts of the variance of functionals of influence `rows`.
 
@@ -99,8 +118,8 @@ def split_variance(rows: Array, passes: float) -> VarianceSplit:
         c'psi of each unit under independent sets of draws, at least two.
     passes : float
         E, the passes over the data with fresh draws that the estimate was averaged
-        over: 1 for draws used once, or fixed for each unit; infinity leaves the noise
-        of the data alone.
+        over: 1 for draws used once, or fixed for each unit; below 1 for a share of
+        the units; infinity leaves the noise of the data alone.
 
     Raises
     ------
@@ -118,17 +137,17 @@ def split_variance(rows: Array, passes: float) -> VarianceSplit:
     (2.0, 3.0)
     """
     sets, n_units, _ = rows.shape
-    if sets < 2 or not passes >= 1:
+    if sets < 2 or not passes > 0:
         raise ValueError(
             f"`rows` holds {sets} sets of draws and `passes` is {passes}; at least two "
-            "sets tell draws from data, and the data are met at least once."
+            "sets tell draws from data, and the data, or a share of them, are met."
         )
     centred = rows - rows.mean(axis=1, keepdims=True)
     mean = centred.mean(axis=0)
     apart = centred - mean
     free = n_units - 1  # rows are centred
     once = np.einsum("sik,sil->kl", apart, apart) / (free * (sets - 1))
-    data = mean.T @ mean / free - once / sets
+    data = (mean.T @ mean / free - once / sets) * data_share(passes)
     if not (np.diag(data + once / passes) > 0).all():
         raise InferenceError(
             f"`sets` is {sets}: the noise of the draws hides that of the data "

@@ -29,6 +29,7 @@ from eestim.llm.sensitivities import sensitivity
 from eestim.llm.synthetic import BinaryModel, binary_data
 
 SCORES = importlib.import_module("eestim.llm.scores")  # `scores` shadows its module
+RULES = importlib.import_module("eestim.llm.score_rules")
 ALL = {"parameters": "all", "batch_size": 50}
 EQUATIONS = [
     Brier(),
@@ -114,7 +115,7 @@ def test_mapped_scores_of_all_parameters_equal_the_loop(base, monkeypatch):
         loop = scores(model, documents(), equation, method="loop", **options)
         mapped = scores(model, documents(), equation, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(SCORES, "_LARGEST_CHUNK", 1.0)  # one row at a time
+            patch.setattr(RULES, "_LARGEST_CHUNK", 1.0)  # one row at a time
             chunked = scores(model, documents(), equation, **options)
         assert mapped.shape == (3, count)
         size = np.abs(loop).max()
